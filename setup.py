@@ -1,22 +1,35 @@
 "Packaging: everything comes from settings.ini."
 from configparser import ConfigParser
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+here = Path(__file__).resolve().parent
 parser = ConfigParser(delimiters=["="])
-parser.read("settings.ini", encoding="utf-8")
+parser.read(here / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
+readme = here / "README.md"
 
 setup(
     name=settings["lib_name"],
     version=settings["version"],
     description=settings["description"],
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=readme.read_text("utf-8") if readme.is_file() else settings["description"],
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     author=settings["author"],
     author_email=settings["author_email"],
     keywords=settings["keywords"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     packages=find_packages(include=["vqgen", "vqgen.*"]),
     package_data={"vqgen": ["configs/*.yaml"]},
     python_requires=f">={settings['min_python']}",

@@ -1,0 +1,55 @@
+# vqgen: `make` lists the targets. Everything lives in .venv; nothing is installed outside it.
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+NB     ?= $(patsubst nbs/%.ipynb,%,$(sort $(wildcard nbs/*.ipynb)))
+
+BIN := $(abspath $(VENV))/bin
+RUN := PATH="$(BIN):$$PATH"
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+
+.PHONY: help demo test lab export notebooks clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 20
+
+demo: $(VENV)/.library  ## train on drawings, then draw from captions; ARGS="--config emoji" for another preset
+	$(RUN) vqgen demo $(ARGS)
+
+test: $(VENV)/.dev  ## run every notebook, then the tests
+	$(RUN) MPLBACKEND=Agg OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
+	$(RUN) python -m pytest tests
+
+lab: $(VENV)/.dev  ## open JupyterLab at the index of the notebooks
+	$(RUN) jupyter lab nbs/index.ipynb
+
+export: $(VENV)/.dev  ## after an edit: notebooks -> vqgen/ and README.md
+	$(RUN) nbdev_export
+	$(RUN) nbdev_clean
+	$(RUN) python tests/make_readme.py
+
+notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep what they print; NB="01_data 02_viz" for some
+	$(RUN) nbdev_export
+	cd nbs && for name in $(NB); do $(RUN) jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.timeout=-1 $$name.ipynb || exit 1; done
+	$(MAKE) export
+
+clean:  ## remove the environment and what was built; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis _proc _docs
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps: made once, and again when what they are made of changes.
+$(VENV)/.python:
+	@command -v $(PYTHON) > /dev/null || { echo "vqgen needs Python 3.10 or newer, and there is no '$(PYTHON)': install it, or name yours: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "vqgen needs Python 3.10 or newer, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1): name another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.library: $(VENV)/.python settings.ini setup.py constraints.txt
+	$(PIP) -e . -c constraints.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.library
+	$(PIP) -e ".[dev]" -c constraints.txt
+	@touch $@

@@ -1,0 +1,359 @@
+"Data: splits that do not leak, captions that tell the truth, a cache that can't be poisoned, errors that name the thing."
+import json
+import multiprocessing
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from vqgen import data as data_module
+from vqgen.avatars import ATTRIBUTES, HELD_OUT, avatar_examples, caption_of, held_out_triples, make_avatar, sample_attributes
+from vqgen.config import DataConfig, VQGenError
+from vqgen.data import CaptionedImages, build_data, data_fingerprint, load_data, to_square
+from vqgen.emoji import base_of, emoji_examples
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQGEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    return tmp_path / "cache"
+
+
+def png(color=(200, 30, 30), size=(40, 40)):
+    "The bytes of a plain picture."
+    import io
+    file = io.BytesIO()
+    Image.new("RGB", size, color).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_table(path, count=20, **columns):
+    columns = columns or {"image": [png((10 * i, 0, 0)) for i in range(count)], "text": [f"shade {i}" for i in range(count)]}
+    pq.write_table(pa.table(columns), path)
+    return DataConfig(source=str(path), image_size=16)
+
+
+def fails(config, *words):
+    "`load_data` raises one `VQGenError` with all of `words` in its message."
+    with pytest.raises(VQGenError) as error: load_data(config)
+    for word in words: assert str(word) in str(error.value), f"{word!r} not in: {error.value}"
+
+
+# Avatars
+
+def read_caption(caption):
+    "What a caption states, found again by a reader who knows English but not the code that wrote it."
+    values = {name: "|".join(options) for name, options in ATTRIBUTES.items()}
+    patterns = {
+        "skin": rf"\b({values['skin']}) skin\b", "mouth": rf"\b({values['mouth']}) mouth\b",
+        "clothes": rf"\b({values['clothes']}) clothes\b", "background": rf"\b({values['background']}) background\b",
+        "hat": rf"\b({values['hat'].replace('none', 'no')}) hat\b", "eyewear": r"\b(no glasses|sunglasses|glasses)\b",
+        "hair_style": r"\b(long|short|curly)\b(?: \w+)? hair\b|\b(mohawk|pigtails)\b",
+        "hair_color": rf"\b({values['hair_color']}) (?:hair|mohawk|pigtails)\b",
+    }
+    found = {}
+    for name, pattern in patterns.items():
+        matches = re.findall(pattern, caption)
+        assert len(matches) <= 1, f"{name} is stated twice: {caption}"
+        if matches: found[name] = "".join(matches[0]).replace("no glasses", "none")
+    nouns = {"hair_style hair_color": "hair|mohawk|pigtails", "eyewear": "glasses|sunglasses",
+             **{name: name for name in ["skin", "mouth", "clothes", "background", "hat"]}}
+    for names, noun in nouns.items():
+        assert bool(re.search(rf"\b({noun})\b", caption)) == any(name in found for name in names.split()), caption
+    return {name: "none" if value == "no" else value for name, value in found.items()}
+
+
+def test_captions_tell_the_truth_and_nothing_unstated():
+    rng = random.Random(0)
+    for _ in range(2000):
+        face = sample_attributes(rng)
+        caption, stated = caption_of(face, rng)
+        assert read_caption(caption) == {name: face[name] for name in stated}, caption
+        assert len(stated) >= 3 and re.fullmatch(r"[a-z]+(,? [a-z]+)*", caption), caption
+
+
+def test_every_value_occurs_and_the_rare_ones_are_rare():
+    rng = random.Random(0)
+    faces = [sample_attributes(rng) for _ in range(3000)]
+    for name, values in ATTRIBUTES.items(): assert {face[name] for face in faces} == set(values)
+    share = lambda name: sum(face[name] == "none" for face in faces) / len(faces)
+    assert 0.6 < share("eyewear") < 0.7 and 0.7 < share("hat") < 0.9
+
+
+def test_held_out_triples_never_meet_training():
+    triples = {"train": set(), "validation": set()}
+    for split, _, _, attributes in avatar_examples(600, validation_fraction=0.2):
+        triples[split].add(tuple(attributes[name] for name in HELD_OUT))
+    assert not triples["train"] & triples["validation"]
+    held = held_out_triples(0.2)
+    assert triples["validation"] <= held and not triples["train"] & held and len(held) == 30
+    for place, name in enumerate(HELD_OUT):
+        assert {triple[place] for triple in triples["train"]} == set(ATTRIBUTES[name])
+
+
+def test_held_out_triples_are_balanced_and_grow_with_the_fraction():
+    assert held_out_triples(0.1) < held_out_triples(0.2)
+    for place, name in enumerate(HELD_OUT):
+        counts = Counter(triple[place] for triple in held_out_triples(0.1))
+        assert set(counts) == set(ATTRIBUTES[name]) and max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_an_avatar_shows_its_background_and_is_the_same_for_the_same_seed():
+    face = {**sample_attributes(random.Random(1)), "background": "yellow", "hair_style": "short"}
+    assert make_avatar(face).getpixel((0, 0)) == (0xff, 0xf1, 0x8a)
+    assert make_avatar(face, seed=3).tobytes() == make_avatar(face, seed=3).tobytes()
+    assert len({make_avatar(face, seed=seed).tobytes() for seed in range(8)}) > 4
+    with pytest.raises(VQGenError, match="skin.*'purple'.*light, tan, brown"): make_avatar({**face, "skin": "purple"})
+    with pytest.raises(VQGenError, match="lorelei"): load_data(DataConfig(style="lorelei"))
+
+
+# Emoji
+
+def test_emoji_variants_stay_in_one_split_and_drawings_differ():
+    bases, drawings = {"train": set(), "validation": set()}, []
+    for split, picture, caption, attributes in emoji_examples(0.1):
+        bases[split].add(base_of(attributes["code_points"]))
+        drawings.append(picture.tobytes())
+        assert caption == caption.lower() and attributes["category"] not in ("Flags", "Symbols")
+    assert not bases["train"] & bases["validation"]
+    assert len(drawings) == len(set(drawings)) > 1300
+
+
+# The cache
+
+def test_same_config_same_fingerprint_same_bytes(tmp_path, monkeypatch):
+    config = DataConfig(count=60)
+    first = {path.name: path.read_bytes() for path in build_data(config).iterdir()}
+    monkeypatch.setenv("VQGEN_CACHE", str(tmp_path / "elsewhere"))
+    assert {path.name: path.read_bytes() for path in build_data(config).iterdir()} == first
+    assert sorted(first) == ["train.parquet", "validation.parquet"]
+
+
+@pytest.mark.parametrize("change", [{"count": 61}, {"image_size": 64}, {"validation_fraction": 0.2}, {"source": "emoji"}])
+def test_another_config_has_another_fingerprint(change):
+    assert data_fingerprint(DataConfig(**{"count": 60, **change})) != data_fingerprint(DataConfig(count=60))
+
+
+def test_what_does_not_shape_the_pictures_does_not_rebuild_them():
+    assert data_fingerprint(DataConfig(flip=True, image_column="picture")) == data_fingerprint(DataConfig())
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    config = write_table(tmp_path / "a.parquet")
+    assert len(load_data(config)) == 18
+    write_table(tmp_path / "a.parquet", count=40)
+    assert len(load_data(config)) == 36
+
+
+def test_a_second_load_builds_nothing(monkeypatch):
+    load_data(DataConfig(count=60))
+    monkeypatch.setattr(data_module, "_square_examples", lambda config: pytest.fail("built again"))
+    load_data(DataConfig(count=60), "validation")
+
+
+def test_an_interrupted_build_does_not_poison_the_cache(monkeypatch):
+    config, write = DataConfig(count=60), pq.write_table
+
+    def die_half_way(table, path):
+        write(table, path)
+        with open(path, "r+b") as file: file.truncate(100)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data_module.pq, "write_table", die_half_way)
+        with pytest.raises(KeyboardInterrupt): build_data(config)
+    folder = next((data_module.cache_dir() / "data").iterdir())
+    assert not list(folder.glob("*.parquet"))
+    (folder / "train.parquet.dead.tmp").write_bytes(b"half")   # what a killed process would leave
+    assert len(load_data(config)) + len(load_data(config, "validation")) == 60
+
+
+def test_a_damaged_cache_file_is_named():
+    path = build_data(DataConfig(count=60)) / "train.parquet"
+    path.write_bytes(b"nonsense")
+    fails(DataConfig(count=60), path, "delete")
+
+
+def _build(cache):
+    import os
+    os.environ["VQGEN_CACHE"] = cache
+    return len(load_data(DataConfig(count=60)))
+
+
+def test_two_processes_may_build_at_once(cache):
+    with multiprocessing.get_context("fork").Pool(2) as pool: sizes = pool.map(_build, [str(cache)] * 4)
+    assert len(set(sizes)) == 1 and not list(cache.rglob("*.tmp"))
+
+
+def test_the_cache_is_a_table_that_datasets_shows_as_pictures(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    path = build_data(DataConfig(count=60)) / "train.parquet"
+    row = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "hf"))[0]
+    assert row["image"].size == (32, 32) and row["caption"] and "stated" in json.loads(row["attributes"])
+
+
+# What a model is given
+
+def test_images_are_squares_in_range():
+    data = load_data(DataConfig(count=60, image_size=48))
+    assert data[0]["images"].shape == (3, 48, 48) and data[0]["images"].dtype == torch.float32
+    batch = data.batch(range(len(data)))
+    assert batch.shape == (len(data), 3, 48, 48) and batch.min() >= -1 and batch.max() <= 1 and batch.max() > 0.9
+    assert len(data.captions) == len(data.attributes) == len(data) and data.image_size == 48 and data.split == "train"
+    loaded = next(iter(torch.utils.data.DataLoader(data, 8)))["images"]
+    assert torch.equal(loaded, data.batch(range(8)))
+
+
+def test_flip_only_in_training_and_never_where_the_caption_says_left_or_right():
+    captions = ["a fox", "a hand pointing left", "Rightwards arrow", "a brightly lit, upright fox", "left-handed"]
+    pixels = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    data = CaptionedImages(pixels, captions, [{}] * 5, flip=True)
+    still = data.batch(range(5))
+    mirrored = torch.zeros(5, dtype=torch.bool)
+    torch.manual_seed(0)
+    for _ in range(40):
+        for i, item in enumerate(data.__getitems__(list(range(5)))):
+            same = torch.equal(item["images"], still[i])
+            assert same or torch.equal(item["images"], still[i].flip(-1))
+            mirrored[i] |= not same
+    assert mirrored.tolist() == [True, False, False, True, False]
+    assert torch.equal(data.batch(range(5)), still)
+    assert load_data(DataConfig(count=60, flip=True)).flip and not load_data(DataConfig(count=60, flip=True), "validation").flip
+
+
+def test_flip_follows_the_seed():
+    data = CaptionedImages(torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8), ["a fox"] * 16, [{}] * 16, flip=True)
+    draws = [torch.manual_seed(1) and torch.stack([x["images"] for x in data.__getitems__(list(range(16)))]) for _ in range(2)]
+    assert torch.equal(*draws)
+
+
+def test_to_square_on_every_kind_of_picture():
+    noise = np.random.default_rng(0).integers(0, 256, (30, 50, 4), dtype=np.uint8)
+    for mode in ["RGBA", "RGB", "L", "LA", "P", "1", "CMYK", "I;16"]:
+        deep = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+        picture = deep if mode == "I;16" else Image.fromarray(noise).convert(mode)
+        assert to_square(picture, 16).mode == "RGB" and to_square(picture, 16).size == (16, 16)
+    assert to_square(Image.new("RGBA", (20, 20)), 10).getpixel((5, 5)) == (255, 255, 255)
+    assert to_square(Image.fromarray(np.full((20, 20), 128 * 257, np.uint16)), 10).getpixel((5, 5)) == (128, 128, 128)
+    sideways = Image.new("RGB", (40, 20), "red")
+    sideways.paste("blue", (0, 0, 20, 20))
+    sideways.getexif()[0x0112] = 6   # turn by 90 degrees: the blue half is on top
+    upright = to_square(sideways, 20)
+    assert upright.getpixel((10, 0))[2] > 200 and upright.getpixel((10, 19))[0] > 200
+
+
+# Other sources
+
+def test_parquet_folder_and_saved_set_give_the_same(tmp_path):
+    import datasets
+    pictures, words = [png((10 * i, 5, 5)) for i in range(20)], [f"shade {i}" for i in range(20)]
+    table = write_table(tmp_path / "a.parquet", image=pictures, text=words)
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    for i, picture in enumerate(pictures): (folder / "sub" / f"{i:02}.png").write_bytes(picture)
+    listed = "".join(json.dumps({"file_name": f"sub/{i:02}.png", "text": word}) + "\n" for i, word in enumerate(words))
+    expected = load_data(table)
+
+    def check(source):
+        found = load_data(table.model_copy(update={"source": str(source)}))
+        assert found.captions == expected.captions and torch.equal(found.pixels, expected.pixels), source
+
+    for i, word in enumerate(words): (folder / "sub" / f"{i:02}.txt").write_text(word + "\n")
+    check(folder)
+    for path in folder.rglob("*.txt"): path.unlink()
+    (folder / "metadata.jsonl").write_text(listed)
+    check(folder)
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("file_name,text\n" + "".join(f"sub/{i:02}.png,{word}\n" for i, word in enumerate(words)))
+    check(folder)
+    rows = {"image": [{"bytes": picture, "path": None} for picture in pictures], "text": words}
+    saved = datasets.Dataset.from_dict(rows, features=datasets.Features(image=datasets.Image(), text=datasets.Value("string")))
+    saved.save_to_disk(str(tmp_path / "saved"))
+    check(tmp_path / "saved")
+
+
+def test_a_source_keeps_its_own_splits(tmp_path):
+    for split, count in [("train", 6), ("test", 2)]:
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for i in range(count):
+            (tmp_path / "set" / split / f"{i}.png").write_bytes(png())
+            (tmp_path / "set" / split / f"{i}.txt").write_text(f"{split} {i}")
+    config = DataConfig(source=str(tmp_path / "set"))
+    assert load_data(config, "validation").captions == ["test 0", "test 1"] and len(load_data(config)) == 6
+
+
+def test_equal_captions_stay_on_one_side(tmp_path):
+    words = ["A fox ", "a fox", "a  hen", "an owl", "a cat"] * 12
+    config = write_table(tmp_path / "a.parquet", image=[png()] * 60, text=words)
+    sides = [{caption.lower() for caption in load_data(config, split).captions} for split in ("train", "validation")]
+    assert not sides[0] & sides[1] and sides[0] | sides[1] == {"a fox", "a hen", "an owl", "a cat"}
+
+
+def test_a_hub_set_is_asked_for_by_name(tmp_path, monkeypatch):
+    import datasets
+    rows = {"picture": [{"bytes": png(), "path": None}] * 20, "words": [f"shade {i}" for i in range(20)]}
+    features = datasets.Features(picture=datasets.Image(), words=datasets.Value("string"))
+    table = datasets.Dataset.from_dict(rows, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(train=table) if name == "who/what" else 1 / 0)
+    assert len(load_data(DataConfig(source="who/what", image_column="picture", caption_column="words"))) == 18
+    fails(DataConfig(source="who/what", caption_column="words"), "who/what", "'image'", "data.image_column", "picture, words")
+
+
+# Errors
+
+def test_no_network_or_unknown_name(monkeypatch):
+    import datasets
+
+    def unreachable(name): raise ConnectionError("Couldn't reach 'who/nobody' on the Hub")
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    fails(DataConfig(source="who/nobody"), "who/nobody", "Couldn't reach", "network")
+    fails(DataConfig(source="avatar"), "'avatar'", "avatars, emoji")
+
+
+def test_bad_sources_are_named(tmp_path):
+    fails(DataConfig(source=str(tmp_path / "nowhere")), tmp_path / "nowhere", "no such file or folder")
+    fails(DataConfig(source="nothing.parquet"), "nothing.parquet", "no such file or folder")
+    (tmp_path / "empty").mkdir()
+    fails(DataConfig(source=str(tmp_path / "empty")), tmp_path / "empty", "metadata.jsonl", ".txt")
+    (tmp_path / "notes.txt").write_text("not a table")
+    fails(DataConfig(source=str(tmp_path / "notes.txt")), "notes.txt", "not a parquet file")
+    fails(write_table(tmp_path / "none.parquet", image=[], text=[]), "none.parquet", "empty")
+    (tmp_path / "empty" / "metadata.jsonl").write_text('{"file_name": "a.png", "words": "a fox"}')
+    fails(DataConfig(source=str(tmp_path / "empty")), "metadata.jsonl", "'text'", "file_name, words")
+    (tmp_path / "empty" / "metadata.jsonl").write_text('{"file_name": "a.png"')
+    fails(DataConfig(source=str(tmp_path / "empty")), "metadata.jsonl", "can't be read")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "dataset_info.json").write_text("{}")
+    fails(DataConfig(source=str(tmp_path / "half")), tmp_path / "half")
+    with pytest.raises(VQGenError, match="tset.*train or validation"): load_data(DataConfig(count=60), "tset")
+
+
+def test_missing_column_names_those_that_exist(tmp_path):
+    config = write_table(tmp_path / "a.parquet", image=[png()] * 20, caption=["a fox"] * 20)
+    fails(config, "a.parquet", "'text'", "data.caption_column", "image, caption")
+
+
+def test_too_little_for_two_splits(tmp_path):
+    fails(write_table(tmp_path / "a.parquet", image=[png()] * 5, text=["a fox"] * 5), "a.parquet", "train", "validation_fraction")
+
+
+def test_a_few_unreadable_pictures_are_skipped_and_named_many_are_an_error(tmp_path):
+    pictures, words = [png((i, 0, 0)) for i in range(200)], [f"shade {i}" for i in range(200)]
+    pictures[17] = pictures[17][:40]
+    config = write_table(tmp_path / "a.parquet", image=pictures, text=words)
+    with pytest.warns(UserWarning, match="1 of 200 .*example 17"): data = load_data(config)
+    assert len(data) + len(load_data(config, "validation")) == 199
+    pictures[3], words[5] = b"not a picture", "  "
+    fails(write_table(tmp_path / "b.parquet", image=pictures, text=words), "3 of 200", "b.parquet", "example 3", "no caption")
+
+
+def test_a_picture_missing_from_a_folder_is_named(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,text\ngone.png,a fox\n")
+    fails(DataConfig(source=str(tmp_path)), "gone.png")
