@@ -94,7 +94,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vqgen.metrics.OracleConfig': ('evaluation.html#oracleconfig', 'vqgen/metrics.py'),
                                'vqgen.metrics.codebook_usage': ('evaluation.html#codebook_usage', 'vqgen/metrics.py'),
                                'vqgen.metrics.prompt_accuracy': ('evaluation.html#prompt_accuracy', 'vqgen/metrics.py'),
-                               'vqgen.metrics.psnr': ('evaluation.html#psnr', 'vqgen/metrics.py'),
                                'vqgen.metrics.train_oracle': ('evaluation.html#train_oracle', 'vqgen/metrics.py')},
             'vqgen.pipeline': { 'vqgen.pipeline.Pipeline': ('pipeline.html#pipeline', 'vqgen/pipeline.py'),
                                 'vqgen.pipeline.Pipeline.__call__': ('pipeline.html#pipeline.__call__', 'vqgen/pipeline.py'),

@@ -120,7 +120,7 @@ class VQVAESection(Section):
 class BrainSection(Section):
     "CFTN v2: its shape and the two stages of its curriculum."
     model: BrainConfig = BrainConfig()
-    stage1: StageConfig = StageConfig(caption_weight=0.2, mask_share=1.0)
+    stage1: StageConfig = StageConfig(caption_weight=0.1)
     stage2: StageConfig = StageConfig(pure_noise_share=0.5)
 
 class Config(Section):

@@ -45,7 +45,8 @@ def train_curriculum(config, vqvae, data, validation, folder, tracking=None):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pairs, held_out = (CodedCaptions(encode_dataset(vqvae, part, device=device), part.captions, tokenizer) for part in (data, validation))
     brain = new_brain(config.cftn_v2.model, vqvae, tokenizer, data.image_size, config.seed)
-    facts = {"vqvae": fingerprint(vqvae), "data": data.fingerprint, "tracking": tracking}
-    history = {name: train_stage(brain, name, getattr(config.cftn_v2, name), pairs, held_out, folder, config.seed, **facts)
+    facts = {"vqvae": fingerprint(vqvae), "data": data.fingerprint}
+    history = {name: train_stage(brain, name, getattr(config.cftn_v2, name), pairs, held_out, folder, config.seed,
+                                 tracking=tracking, facts=facts)
                for name in ("stage1", "stage2")}
     return brain, tokenizer, history

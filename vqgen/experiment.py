@@ -17,12 +17,12 @@ from .avatars import ATTRIBUTES
 from .config import VQGenError, dump_config
 from .curriculum import train_curriculum
 from .data import load_data
-from .metrics import AttributeOracle, codebook_usage, prompt_accuracy, psnr, train_oracle
+from .metrics import AttributeOracle, codebook_usage, prompt_accuracy, train_oracle
 from .pipeline import Pipeline
 from .priors.codes import encode_dataset
 from .training import load_model, train, write_atomically
 from .viz import gallery
-from .vqvae.model import VQVAE
+from .vqvae.model import VQVAE, psnr
 
 # %% ../nbs/39_experiment.ipynb #e399305e
 def open_folder(config, run, model, fresh=False):
@@ -44,7 +44,7 @@ def train_vqvae(config, run, fresh=False):
     torch.manual_seed(config.seed)
     vqvae = VQVAE(config.vqvae.model)
     history = train(vqvae, data, config.vqvae.train, folder, validation=validation, seed=config.seed, stage="vqvae",
-                    tracking=config.tracking, data=data.fingerprint)
+                    tracking=config.tracking, facts={"data": data.fingerprint})
     return vqvae, history
 
 # %% ../nbs/39_experiment.ipynb #f45192c3

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, default_collate
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .config import VQGenError
 
@@ -207,14 +207,14 @@ def _to_device(batch, device):
 
 # %% ../nbs/03_training.ipynb #7dfe3b3f
 def train(model, data, config, folder, *, validation=None, loss=model_loss, seed=0, stage="train",
-          special_rates=None, tracking=None, **facts):
+          special_rates=None, tracking=None, facts=None):
     """Train `model` on `data` by `config` (a `TrainConfig`), save it in `folder`, and return the history of its metrics.
 
     Started again with the same `folder` and `stage` it goes on where it stopped. `loss(model, batch)` returns a
     scalar and a dict of metrics. Raises `VQGenError` when interrupted (after saving) or when the loss is not finite.
     """
     from accelerate import Accelerator
-    run = _Run(Path(folder), stage, {**config.model_dump(), "seed": seed}, facts)
+    run = _Run(Path(folder), stage, {**config.model_dump(), "seed": seed}, facts or {})
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="wandb" if tracking and tracking.mode != "off" else None)
     start_tracking(accelerator, tracking, folder, run.settings)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))

@@ -58,26 +58,36 @@ class Block(nn.Module):
 
 # %% ../../nbs/22_priors.blocks.ipynb #73b09838
 class Tower(nn.Module):
-    "Token and position embeddings, `layers` blocks and a final norm; the blocks are run by the owner, who may stop between them."
-    def __init__(self, vocab_size, length, width, heads, layers, mlp_ratio=4.0, dropout=0.0):
+    """Token and position embeddings, `layers` blocks and a final norm; the owner runs the blocks and may stop between them.
+
+    With `shift` above 0 every token also hears its `shift` predecessors, each scaled by a learned vector
+    (token shift, after arXiv 2305.13048).
+    """
+    def __init__(self, vocab_size, length, width, heads, layers, mlp_ratio=4.0, dropout=0.0, shift=0):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, width)
-        self.positions = nn.Parameter(torch.empty(length, width))
+        self.positions = nn.Parameter(0.5 * torch.randn(length, width))
+        self.shift = nn.Parameter(0.3 * torch.randn(shift, width))
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.apply(initialise)
-        nn.init.normal_(self.positions, std=0.02)
-        for block in self.blocks:   # keeps the size of the sum over layers independent of their number
-            for layer in (block.attention.out, block.mlp[-1]): nn.init.normal_(layer.weight, std=0.02 / (2 * layers) ** 0.5)
+        with torch.no_grad():   # keeps the size of the sum over all blocks independent of their number
+            for block in self.blocks:
+                for layer in (block.attention.out, block.mlp[-1]): layer.weight *= (2 * layers) ** -0.5
 
-    def embed(self, ids):
-        "Token ids (B, N) -> (B, N, C)."
-        return self.tokens(ids) + self.positions[:ids.shape[1]]
+    def embed(self, ids):                                                       # (B, N)
+        "Token ids (B, N) as vectors (B, N, C)."
+        x = y = self.tokens(ids) + self.positions[:ids.shape[1]]                # (B, N, C)
+        for distance, weight in enumerate(self.shift, start=1):
+            y = y + weight * F.pad(x, (0, 0, distance, 0))[:, :-distance]       # (B, N, C), from `distance` to the left
+        return y
 
 def initialise(module):
-    "Small normal weights and zero biases for linear layers and embeddings."
-    if isinstance(module, (nn.Linear, nn.Embedding)): nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear): nn.init.zeros_(module.bias)
+    "Weights that keep the size of what passes through them; embeddings of about the size of a normalised vector."
+    if isinstance(module, nn.Embedding): nn.init.normal_(module.weight, std=0.5)
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features ** -0.5)
+        nn.init.zeros_(module.bias)
 
 # %% ../../nbs/22_priors.blocks.ipynb #50a57a26
 def padding_mask(attention_mask):

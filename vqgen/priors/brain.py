@@ -47,21 +47,23 @@ class BiHemisphericBrain(nn.Module):
         self.config, self.shape, self.mask_id = config, shape, shape.codebook_size
         width, heads, layers = config.width, config.heads, config.layers
         sizes = (width, heads, layers, config.mlp_ratio, config.dropout)
-        self.words = Tower(shape.vocab_size, shape.max_length, *sizes)
+        self.words = Tower(shape.vocab_size, shape.max_length, *sizes, shift=2)
         self.codes = Tower(shape.codebook_size + 1, shape.side ** 2, *sizes)   # one more embedding, for [MASK]
         count = max(1, round(layers * config.bridge_ratio))
         self.first_bridge = (layers - count) // 2
         self.bridges = nn.ModuleList(CallosalLayer(width, heads) for _ in range(count)).apply(initialise)
         self.code_head = nn.Linear(width, shape.codebook_size)
         self.word_head = nn.Linear(width, shape.vocab_size)
-        self.code_head.apply(initialise), self.word_head.apply(initialise)
+        for head in (self.code_head, self.word_head):   # begin with scores near zero: every code as likely as any other
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
 
     @torch.no_grad()
     def start_from_codebook(self, codebook):
         "Let embeddings and scores of codes start as a random projection of their vectors (K, D), so that like codes start alike."
         vectors = (codebook - codebook.mean(0)) / codebook.std()
         projected = vectors @ torch.randn(vectors.shape[1], self.config.width) / vectors.shape[1] ** 0.5
-        self.codes.tokens.weight[:-1] = 0.02 * projected
+        self.codes.tokens.weight[:-1] = 0.5 * projected
         self.code_head.weight.copy_(0.02 * projected)
 
     def draw(self, canvas, text):

@@ -17,9 +17,9 @@ from .quantizer import VectorQuantizerEMA
 
 # %% ../../nbs/13_vqvae.model.ipynb #fcb183ce
 def psnr(pictures, originals):
-    "Peak signal-to-noise ratio in dB, mean over the pictures `(B, 3, H, W)` in [-1, 1]; at most 100."
+    "Peak signal-to-noise ratio in dB of each picture `(B, 3, H, W)` in [-1, 1] against its original, `(B,)`; at most 100."
     error = ((pictures.clamp(-1, 1) - originals) / 2).square().flatten(1).mean(1)      # / 2: on the scale [0, 1]
-    return (-10 * error.clamp(min=1e-10).log10()).mean()
+    return -10 * error.clamp(min=1e-10).log10()
 
 # %% ../../nbs/13_vqvae.model.ipynb #f3e8e855
 def grid_side(image_size, f):
@@ -65,7 +65,7 @@ class VQVAE(nn.Module):
         pictures, quantized = self(images)
         reconstruction = F.mse_loss(pictures, images) + F.l1_loss(pictures, images)
         metrics = dict(reconstruction=reconstruction.detach(), commitment=quantized.loss.detach(),
-                       perplexity=quantized.perplexity, psnr=psnr(pictures.detach(), images))
+                       perplexity=quantized.perplexity, psnr=psnr(pictures.detach(), images).mean())
         return reconstruction + quantized.loss, metrics
 
     def num_codes_per_side(self, image_size):
