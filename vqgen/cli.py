@@ -24,7 +24,7 @@ RunOption = Annotated[Path, typer.Option(help="The run folder.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on with what is there.")]
 
 # %% ../nbs/42_cli.ipynb #e5eab164
-TRAIN_SECTIONS = {"vqvae": ["vqvae.train"], "cftn-v2": ["cftn_v2.stage1", "cftn_v2.stage2"]}
+TRAIN_SECTIONS = {"vqvae": ["vqvae.train"], "cftn-v2": ["cftn_v2.stage1", "cftn_v2.stage2", "cftn_v2.rectify"]}
 
 def parse_overrides(arguments, model=None):
     "The arguments `--a.b value` or `--a.b=value` as `{'a.b': 'value'}`; `--train.x` is spelled out for `model`."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VQGenError', 'Section', 'DataConfig', 'VQVAEConfig', 'TextConfig', 'BrainConfig', 'PriorShape', 'TrainConfig',
-           'StageConfig', 'TrackingConfig', 'VQVAESection', 'BrainSection', 'Config', 'parse_config', 'preset_names',
-           'load_config', 'dump_config']
+           'StageConfig', 'RectifyConfig', 'TrackingConfig', 'VQVAESection', 'BrainSection', 'Config', 'parse_config',
+           'preset_names', 'load_config', 'dump_config']
 
 # %% ../nbs/00_config.ipynb #e42d3142
 import difflib
@@ -105,6 +105,14 @@ class StageConfig(TrainConfig):
     pure_noise_share: float = Field(0.0, ge=0, le=1) # of the batch: every code is hidden, as in one-shot generation
     gate_learning_rate: float | None = Field(None, gt=0)   # of the bridges' gates; by default as the rest
 
+# %% ../nbs/00_config.ipynb #645f7adf
+class RectifyConfig(StageConfig):
+    "Rectification, which prepares one-shot generation: the teacher's pairs, and the training on them."
+    pairs: int = Field(4000, ge=1)             # pairs of a noisy canvas and the teacher's picture
+    teacher_steps: int = Field(8, ge=1)
+    teacher_temperature: float = Field(1.0, ge=0)
+    teacher_guidance: float = Field(1.0, ge=1)   # guidance is baked into the pairs, so one pass is enough later
+
 # %% ../nbs/00_config.ipynb #2bfd1e34
 class TrackingConfig(Section):
     "Weights & Biases."
@@ -118,10 +126,11 @@ class VQVAESection(Section):
     train: TrainConfig = TrainConfig()
 
 class BrainSection(Section):
-    "CFTN v2: its shape and the two stages of its curriculum."
+    "CFTN v2: its shape, the two stages of its curriculum, and the rectification for one-shot generation."
     model: BrainConfig = BrainConfig()
     stage1: StageConfig = StageConfig(caption_weight=0.1)
     stage2: StageConfig = StageConfig(pure_noise_share=0.5)
+    rectify: RectifyConfig = RectifyConfig(pure_noise_share=0.7)
 
 class Config(Section):
     "One experiment."

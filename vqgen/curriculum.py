@@ -6,15 +6,11 @@
 __all__ = ['new_brain', 'train_stage', 'train_curriculum']
 
 # %% ../nbs/30_curriculum.ipynb #adbaf3e9
-from pathlib import Path
-
 import torch
 
 from .config import PriorShape
 from .priors.brain import BiHemisphericBrain
-from .priors.codes import CodedCaptions, encode_dataset
-from .priors.text import train_tokenizer
-from .training import fingerprint, train, write_atomically
+from .training import train
 
 # %% ../nbs/30_curriculum.ipynb #9ec8205f
 def new_brain(config, vqvae, tokenizer, image_size, seed=0):
@@ -34,19 +30,7 @@ def train_stage(brain, name, stage, data, validation, folder, seed=0, **options)
                  loss=lambda model, batch: model.loss(**batch, stage=stage), **options)
 
 # %% ../nbs/30_curriculum.ipynb #d4d95065
-def train_curriculum(config, vqvae, data, validation, folder, tracking=None):
-    """Train a `BiHemisphericBrain` through both stages of `config` (a `Config`) and save it, with its tokenizer, in `folder`.
-
-    Returns the brain, its tokenizer and the histories `{"stage1": [...], "stage2": [...]}`. Resumes in the stage it was in.
-    """
-    tokenizer = train_tokenizer(data.captions, config.text)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(str(folder))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pairs, held_out = (CodedCaptions(encode_dataset(vqvae, part, device=device), part.captions, tokenizer) for part in (data, validation))
-    brain = new_brain(config.cftn_v2.model, vqvae, tokenizer, data.image_size, config.seed)
-    facts = {"vqvae": fingerprint(vqvae), "data": data.fingerprint}
-    history = {name: train_stage(brain, name, getattr(config.cftn_v2, name), pairs, held_out, folder, config.seed,
-                                 tracking=tracking, facts=facts)
-               for name in ("stage1", "stage2")}
-    return brain, tokenizer, history
+def train_curriculum(brain, config, data, validation, folder, seed=0, **options):
+    "Train `brain` through stage 1 and stage 2 of `config` (a `BrainSection`); returns `{'stage1': [...], 'stage2': [...]}`."
+    return {name: train_stage(brain, name, getattr(config, name), data, validation, folder, seed, **options)
+            for name in ("stage1", "stage2")}

@@ -15,12 +15,14 @@ import torch
 
 from .avatars import ATTRIBUTES
 from .config import VQGenError, dump_config
-from .curriculum import train_curriculum
+from .curriculum import new_brain, train_curriculum
 from .data import load_data
 from .metrics import AttributeOracle, codebook_usage, prompt_accuracy, train_oracle
+from .one_shot import rectify
 from .pipeline import Pipeline
-from .priors.codes import encode_dataset
-from .training import load_model, train, write_atomically
+from .priors.codes import CodedCaptions, encode_dataset
+from .priors.text import train_tokenizer
+from .training import fingerprint, load_model, train, write_atomically
 from .viz import gallery
 from .vqvae.model import VQVAE, psnr
 
@@ -49,13 +51,21 @@ def train_vqvae(config, run, fresh=False):
 
 # %% ../nbs/39_experiment.ipynb #f45192c3
 def train_cftn_v2(config, run, fresh=False):
-    "Train CFTN v2 of `config` through its curriculum in run folder `run`, on the codes of the VQ-VAE there; returns it and its history."
+    "Train CFTN v2 of `config` in run folder `run`, on the codes of the VQ-VAE there; returns it and its histories by stage."
     vqvae = load_model(Path(run) / "vqvae", VQVAE)
     if vqvae.config != config.vqvae.model:
         raise VQGenError(f"the VQ-VAE in {run} has another shape than the config says: use the config it was trained with ({run}/vqvae/config.yaml)")
     folder = open_folder(config, run, "cftn-v2", fresh)
-    brain, _, history = train_curriculum(config, vqvae, *load_splits(config), folder, config.tracking)
-    return brain, history
+    splits = load_splits(config)
+    tokenizer = train_tokenizer(splits[0].captions, config.text)
+    tokenizer.save_pretrained(str(folder))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data, validation = (CodedCaptions(encode_dataset(vqvae, split, device=device), split.captions, tokenizer) for split in splits)
+    brain = new_brain(config.cftn_v2.model, vqvae, tokenizer, config.data.image_size, config.seed)
+    options = {"seed": config.seed, "tracking": config.tracking, "facts": {"vqvae": fingerprint(vqvae), "data": splits[0].fingerprint}}
+    histories = train_curriculum(brain, config.cftn_v2, data, validation, folder, **options)
+    histories["rectify"] = rectify(brain, data, validation, config.cftn_v2.rectify, folder, **options)
+    return brain, histories
 
 TRAINERS = {"vqvae": train_vqvae, "cftn-v2": train_cftn_v2}   # what `vqgen train` can train
 
@@ -110,8 +120,8 @@ def draw_gallery(pipeline, data, validation, histories, line, captions=8, seeds=
     rows = [(text, pipeline.images([text] * seeds, seed=0), group) for group, text in chosen]
     originals = validation.batch(range(12))
     with torch.no_grad(): copies = pipeline.vqvae.decode(pipeline.vqvae.encode(originals.to(pipeline.device))).cpu()
-    curves = [("VQ-VAE", histories["vqvae"], ["reconstruction"]),
-              ("CFTN v2, stage 1", histories["stage1"], ["drawing", "reading"]), ("CFTN v2, stage 2", histories["stage2"], ["drawing"])]
+    curves = [("VQ-VAE", histories["vqvae"], ["reconstruction"]), ("stage 1: draw and caption", histories["stage1"], ["drawing", "reading"]),
+              ("stage 2: draw", histories["stage2"], ["drawing"]), ("rectification", histories["rectify"], ["drawing"])]
     return gallery(rows, (originals, copies), curves, "One forward pass from caption to picture", line)
 
 # %% ../nbs/39_experiment.ipynb #d53c9a4b
@@ -120,7 +130,7 @@ def demo(config, run, fresh=False):
     start = time.perf_counter()
     print("1/4  VQ-VAE: pictures into codes", flush=True)
     _, vqvae_history = train_vqvae(config, run, fresh)
-    print("2/4  CFTN v2: codes from captions, in two stages", flush=True)
+    print("2/4  CFTN v2: codes from captions, in two stages and a rectification", flush=True)
     _, histories = train_cftn_v2(config, run, fresh)
     print("3/4  measuring", flush=True)
     pipeline, (data, validation) = Pipeline.from_pretrained(run), load_splits(config)

@@ -6,6 +6,7 @@
 __all__ = ['codebook_usage', 'OracleConfig', 'AttributeOracle', 'LabelledImages', 'train_oracle', 'prompt_accuracy']
 
 # %% ../nbs/32_evaluation.ipynb #ec071f2f
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,9 +18,9 @@ from .training import train
 # %% ../nbs/32_evaluation.ipynb #15643a31
 def codebook_usage(codes, codebook_size):
     "`(usage, perplexity)` over all of `codes`: the share of the codebook that occurs, and the effective number of codes."
-    counts = torch.bincount(torch.as_tensor(codes).flatten().long(), minlength=codebook_size).double()
-    share = counts / counts.sum()
-    return (counts > 0).double().mean().item(), torch.special.entr(share).sum().exp().item()
+    counts = np.bincount(np.asarray(codes).ravel(), minlength=codebook_size)
+    share = counts[counts > 0] / counts.sum()
+    return float((counts > 0).mean()), float(np.exp(-(share * np.log(share)).sum()))
 
 # %% ../nbs/32_evaluation.ipynb #d2925ff1
 class OracleConfig(Section):

@@ -105,6 +105,10 @@ class BiHemisphericBrain(nn.Module):
         "From numbers in [0, 1) (2, B, N) to a canvas of [MASK], with probability `mask_share`, and random codes."
         return torch.where(uniform[0] < mask_share, self.mask_id, (uniform[1] * self.shape.codebook_size).long())
 
+    def noisy_canvas(self, generators, mask_share=0.3):
+        "The start (B, N) of a generation: one canvas of noise for each `torch.Generator`."
+        return self.noise(torch.stack([torch.rand(2, self.shape.side ** 2, generator=generator) for generator in generators], 1), mask_share)
+
     def loss(self, codes, text, start=None, stage=StageConfig()):
         """The weighted loss of drawing and reading, and its metrics.
 
@@ -132,9 +136,8 @@ class BiHemisphericBrain(nn.Module):
         code; `guidance_scale` above 1 doubles the work (arXiv 2207.12598).
         """
         self._check(text, generators, steps, guidance_scale)
-        count, device = self.shape.side ** 2, text.input_ids.device
-        uniform = torch.stack([torch.rand(2, count, generator=generator) for generator in generators], 1).to(device)
-        canvas = self.noise(uniform, mask_share)                                                       # (B, N)
+        count = self.shape.side ** 2
+        canvas = self.noisy_canvas(generators, mask_share).to(text.input_ids.device)                   # (B, N)
         decided = torch.zeros_like(canvas, dtype=torch.bool)
         for step in range(1, steps + 1):
             scores = self._guided(canvas, text, guidance_scale)                                        # (B, N, K)

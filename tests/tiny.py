@@ -1,0 +1,85 @@
+"An experiment that trains in a second, and the `vqgen` command as a user runs it."
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from vqgen.config import parse_config
+
+TREE = {
+    "name": "tiny",
+    "data": {"source": "avatars", "image_size": 16, "count": 120},
+    "vqvae": {"model": {"downsample": 4, "hidden_channels": 8, "residual_channels": 4, "residual_layers": 1,
+                        "codebook_size": 16, "code_dim": 4},
+              "train": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "save_every": 2}},
+    "text": {"vocab_size": 192, "max_length": 64},
+    "cftn_v2": {"model": {"width": 16, "heads": 2, "layers": 3},
+                "stage1": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "caption_weight": 0.2},
+                "stage2": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "pure_noise_share": 0.5}},
+}
+CONFIG = parse_config(TREE)
+VQGEN = shutil.which("vqgen", path=str(Path(sys.executable).parent)) or shutil.which("vqgen")
+
+
+def write_config(path):
+    path.write_text(yaml.safe_dump(TREE), "utf-8")
+    return path
+
+
+def vqgen(*arguments, **options):
+    "Run the command to its end."
+    return subprocess.run([VQGEN, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
+
+
+def interrupt(number, pattern, *arguments):
+    """Run the command until its error stream matches `pattern`, send it signal `number`, and wait for its end.
+
+    Returns (exit code, stdout, stderr). There is no clock in it: what the command prints says where it is.
+    """
+    process = subprocess.Popen([VQGEN, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    seen = b""
+    while not re.search(pattern, seen.decode(errors="replace")):
+        part = process.stderr.read1()
+        assert part, f"the command ended before it printed {pattern}: {seen.decode()}"
+        seen += part
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out.decode(), (seen + err).decode()
+
+
+def one_sentence(message):
+    "Is `message` fit for a user: a single line of bearable length, with no trace of the code it comes from?"
+    message = str(message)
+    return len(message.splitlines()) == 1 and 20 < len(message) < 500 and "Traceback" not in message
+
+
+def error_line(result):
+    "The message of a command that failed as it should: one line `error: ...`, nothing else, exit code 1."
+    assert result.returncode == 1, (result.returncode, result.stdout, result.stderr)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and one_sentence(lines[0]), result.stderr
+    return lines[0].removeprefix("error: ")
+
+
+class Stopping:
+    "A data set that sends this very process a signal while batch number `at` (from 1) is read."
+    def __init__(self, data, at, number=signal.SIGINT):
+        self.data, self.at, self.number, self.batches = data, at, number, 0
+
+    def __len__(self): return len(self.data)
+
+    def __getitem__(self, i): return self.data[i]
+
+    def __getattr__(self, name):   # such as `collate`, where the data set has one
+        if name in ("data", "__getitems__"): raise AttributeError(name)
+        return getattr(self.data, name)
+
+    def __getitems__(self, indices):
+        self.batches += 1
+        if self.batches == self.at: signal.raise_signal(self.number)
+        fetch = getattr(self.data, "__getitems__", None)
+        return fetch(indices) if fetch else [self.data[i] for i in indices]
