@@ -60,7 +60,7 @@ def test_every_key_is_found_again_after_a_slip(slip):
     for key in known:
         parents, _, name = key.rpartition(".")
         wrong = f"{parents}.{slip(name)}".lstrip(".")
-        if wrong in known: continue   # the slip leads to another key that exists
+        if wrong in known or slip(name) == "stage": continue   # another key, or as near to stage1 as to stage2
         assert f"did you mean {key!r}?" in message(parse_config, nested(wrong, 1))
 
 

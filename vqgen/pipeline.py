@@ -6,7 +6,6 @@
 __all__ = ['Pipeline']
 
 # %% ../nbs/40_pipeline.ipynb #9f2da388
-import warnings
 from pathlib import Path
 
 import torch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['batch_indices', 'learning_rate_factor', 'write_atomically', 'save_model', 'read_description', 'load_model',
-           'fingerprint', 'save_state', 'load_state', 'stop_requests', 'start_tracking', 'model_loss', 'Objective',
-           'make_optimizer', 'evaluate', 'train']
+           'fingerprint', 'save_state', 'load_state', 'stop_requests', 'start_accelerator', 'start_tracking',
+           'model_loss', 'Objective', 'make_optimizer', 'evaluate', 'batches', 'to_device', 'train']
 
 # %% ../nbs/03_training.ipynb #e366dae3
 import contextlib
@@ -139,6 +139,15 @@ def stop_requests():
         for number, handler in previous.items(): signal.signal(number, handler)
 
 # %% ../nbs/03_training.ipynb #f4a1affa
+def start_accelerator(config, tracking, folder, settings):
+    "An Accelerate `Accelerator` with the precision of `config`, and with Weights & Biases as `tracking` asks."
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    AcceleratorState._reset_state()   # so that each training may choose its own precision
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="wandb" if tracking and tracking.mode != "off" else None)
+    start_tracking(accelerator, tracking, folder, settings)
+    return accelerator
+
 def start_tracking(accelerator, tracking, folder, settings):
     "Start Weights & Biases as `tracking` (a `TrackingConfig`) asks; falls back to offline, then to off."
     if tracking is None or tracking.mode == "off": return
@@ -190,7 +199,7 @@ def evaluate(model, data, loss=model_loss, batch_size=64, max_batches=8, seed=0,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for indices in itertools.islice(torch.arange(len(data)).split(batch_size), max_batches):
-            batch = _to_device(_collate(data)([data[i] for i in indices.tolist()]), device)
+            batch = to_device(_collate(data)([data[i] for i in indices.tolist()]), device)
             value, metrics = loss(model, batch)
             for key, metric in {"loss": value, **metrics}.items():
                 totals[key] = totals.get(key, 0.0) + float(metric) * len(indices)
@@ -200,7 +209,12 @@ def evaluate(model, data, loss=model_loss, batch_size=64, max_batches=8, seed=0,
 
 def _collate(data): return getattr(data, "collate", default_collate)
 
-def _to_device(batch, device):
+def batches(data, config, seed, start, rank=0, world_size=1):
+    "The endless stream of batches of `data`, from batch number `start` on."
+    stream = batch_indices(len(data), config.batch_size, seed, start, rank, world_size)
+    return DataLoader(data, batch_sampler=stream, num_workers=config.num_workers, collate_fn=_collate(data))
+
+def to_device(batch, device):
     "`batch` (nested dicts and tuples of tensors) on `device`."
     from accelerate.utils import send_to_device
     return send_to_device(batch, device)
@@ -213,24 +227,19 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     Started again with the same `folder` and `stage` it goes on where it stopped. `loss(model, batch)` returns a
     scalar and a dict of metrics. Raises `VQGenError` when interrupted (after saving) or when the loss is not finite.
     """
-    from accelerate import Accelerator
     run = _Run(Path(folder), stage, {**config.model_dump(), "seed": seed}, facts or {})
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="wandb" if tracking and tracking.mode != "off" else None)
-    start_tracking(accelerator, tracking, folder, run.settings)
+    accelerator = start_accelerator(config, tracking, folder, run.settings)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizer = make_optimizer(model, config, special_rates)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
-    run.restore(model=model, average=average, optimizer=optimizer, schedule=schedule)
-    average.to(accelerator.device)
-    objective, optimizer = accelerator.prepare(Objective(model, loss), optimizer)
+    parts = dict(model=model, average=average.to(accelerator.device), optimizer=optimizer, schedule=schedule)
+    run.restore(parts)
+    objective, optimizer = accelerator.prepare(Objective(model, loss).train(), optimizer)
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    stream = batch_indices(len(data), config.batch_size, seed, run.step, rank, world_size)
-    loader = DataLoader(data, batch_sampler=stream, num_workers=config.num_workers, collate_fn=_collate(data))
-    objective.train()
     with stop_requests() as requests, run.progress(config.steps, accelerator.is_local_main_process) as progress:
-        for batch in itertools.islice(loader, config.steps - run.step):
+        for batch in itertools.islice(batches(data, config, seed, run.step, rank, world_size), config.steps - run.step):
             torch.manual_seed((seed * 1_000_003 + run.step) * world_size + rank)
-            value, metrics = objective(_to_device(batch, accelerator.device))
+            value, metrics = objective(to_device(batch, accelerator.device))
             accelerator.backward(value)
             accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
@@ -242,23 +251,45 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
             if validation is not None and (run.step % config.eval_every == 0 or last):
                 run.validate(evaluate(average.module, validation, loss, config.batch_size, device=accelerator.device))
             run.report(progress, accelerator.log)
-            if accelerator.is_main_process and (run.step % config.save_every == 0 or last):
-                run.save(model=model, average=average, optimizer=optimizer, schedule=schedule)
+            if accelerator.is_main_process and (run.step % config.save_every == 0 or last): run.save(parts)
             if requests: break
-    if accelerator.trackers: accelerator.end_training()
-    if requests: raise VQGenError(f"stopped at step {run.step} of {config.steps}; the same command goes on from there ({folder})")
-    model.load_state_dict(average.module.state_dict())
-    model.eval()
-    return run.history
+    return run.finish(model, average, accelerator, bool(requests))
 
 # %% ../nbs/03_training.ipynb #b0db78e9
-class _Run:
-    "The files and the history of one training: `<folder>/state/<stage>.pt` and the saved model."
-    def __init__(self, folder, stage, settings, facts):
-        self.folder, self.stage, self.settings, self.facts = folder, stage, settings, facts
-        self.path, self.step, self.history, self.pending = folder / "state" / f"{stage}.pt", 0, [], []
+class _Measurements:
+    "The history of one training: what was measured, and when."
+    def __init__(self, stage): self.stage, self.step, self.history, self.pending = stage, 0, [], []
 
-    def restore(self, **parts):
+    def progress(self, steps, visible):   # left to tqdm (and TQDM_DISABLE) unless another process shows it
+        return tqdm(total=steps, initial=self.step, desc=self.stage, dynamic_ncols=True, **({} if visible else {"disable": True}))
+
+    def record(self, metrics, rate):
+        self.step += 1
+        self.pending.append(metrics)
+        self.rate, self.validation = rate, {}
+
+    def validate(self, metrics): self.validation = {f"validation/{key}": value for key, value in metrics.items()}
+
+    def report(self, progress, log):
+        progress.update()
+        if self.step % 10 and not self.validation: return
+        means = {key: sum(float(metrics[key]) for metrics in self.pending) / len(self.pending) for key in self.pending[0]}
+        if not math.isfinite(means["loss"]):
+            raise VQGenError(f"the loss is {means['loss']} at step {self.step}; the last saved state is kept: "
+                             "lower the learning rate, or train in full precision")
+        self.pending = []
+        self.history.append({"step": self.step, "learning_rate": self.rate, **means, **self.validation})
+        log({f"{self.stage}/{key}": value for key, value in self.history[-1].items()}, step=self.step)
+        progress.set_postfix_str(f"loss {means['loss']:.3f}")
+
+# %% ../nbs/03_training.ipynb #96ec74a0
+class _Run(_Measurements):
+    "The files of one training: `<folder>/state/<stage>.pt`, its metrics and the saved model."
+    def __init__(self, folder, stage, settings, facts):
+        super().__init__(stage)
+        self.folder, self.settings, self.facts, self.path = folder, settings, facts, folder / "state" / f"{stage}.pt"
+
+    def restore(self, parts):
         state = load_state(self.path)
         if state is None: return
         _check_same_training(self.path, state, self.settings)
@@ -269,32 +300,17 @@ class _Run:
                              "put the old config back, or pass --fresh to start over") from None
         self.step, self.history = state["step"], state["history"]
 
-    def progress(self, steps, visible):
-        return tqdm(total=steps, initial=self.step, desc=self.stage, disable=not visible, dynamic_ncols=True)
-
-    def record(self, metrics, rate):
-        self.step += 1
-        self.pending.append(metrics)
-        self.rate = rate
-        self.validation = {}
-
-    def validate(self, metrics): self.validation = {f"validation/{key}": value for key, value in metrics.items()}
-
-    def report(self, progress, log):
-        progress.update()
-        if self.step % 10 and not self.validation: return
-        means = {key: sum(float(metrics[key]) for metrics in self.pending) / len(self.pending) for key in self.pending[0]}
-        if not math.isfinite(means["loss"]):
-            raise VQGenError(f"the loss is {means['loss']} at step {self.step}; the last good state is kept in {self.path}: "
-                             "lower the learning rate, or train in full precision")
-        self.pending = []
-        self.history.append({"step": self.step, "learning_rate": self.rate, **means, **self.validation})
-        log({f"{self.stage}/{key}": value for key, value in self.history[-1].items()}, step=self.step)
-        progress.set_postfix_str(f"loss {means['loss']:.3f}")
-
-    def save(self, **parts):
+    def save(self, parts):
         state = {name: part.state_dict() for name, part in parts.items()}
         save_state(self.path, {"step": self.step, "settings": self.settings, "history": self.history, **state})
         save_model(parts["average"].module, self.folder, stage=self.stage, step=self.step, **self.facts)
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         write_atomically(self.folder / f"metrics-{self.stage}.jsonl", lambda path: path.write_text(lines, "utf-8"))
+
+    def finish(self, model, average, accelerator, interrupted):
+        if accelerator.trackers: accelerator.end_training()
+        if interrupted:
+            raise VQGenError(f"stopped at step {self.step} of {self.settings['steps']}; the same command goes on from there ({self.folder})")
+        model.load_state_dict(average.module.state_dict())
+        model.eval()
+        return self.history

@@ -1,0 +1,313 @@
+"CFTN v2: no code that is none, no look at what should be hidden, and the same picture from the same seed."
+import pytest
+import torch
+from tiny import one_sentence
+
+from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError
+from vqgen.priors.brain import BiHemisphericBrain
+from vqgen.priors.text import BOS, EOS, PAD, Text, tokenize, train_tokenizer
+
+K, SIDE = 12, 4
+CAPTIONS = ["a red fox in the snow", "a cat", "two green birds", "the moon above a very quiet sea at night"]
+ONE_SHOT = StageConfig(pure_noise_share=1.0, mask_share=0.3)
+BOTH = StageConfig(caption_weight=1.0, caption_share=1.0, pure_noise_share=0.5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(): return train_tokenizer(CAPTIONS * 4, TextConfig(vocab_size=128, max_length=16))
+
+
+@pytest.fixture(scope="module")
+def text(tokenizer): return tokenize(tokenizer, CAPTIONS)
+
+
+def new(tokenizer, seed=0, **changes):
+    "A brain with three bridges, so that something that leaks through one could come back through the next."
+    torch.manual_seed(seed)
+    config = BrainConfig(**{**dict(width=32, heads=2, layers=3, bridge_ratio=1.0, caption_dropout=0.1), **changes})
+    return BiHemisphericBrain(config, PriorShape(codebook_size=K, side=SIDE, vocab_size=len(tokenizer), max_length=16)).eval()
+
+
+@pytest.fixture
+def brain(tokenizer): return new(tokenizer)
+
+
+def grids(count, seed=0): return torch.randint(K, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(seed))
+
+
+def generators(*seeds): return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def fit(brain, codes, text, steps, stage, rate=4e-3):
+    "Train on one batch, and return the last metrics."
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(brain.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    brain.train()
+    for _ in range(steps):
+        loss, metrics = brain.loss(codes, text, stage=stage)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    brain.eval()
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def memory(tokenizer, text):
+    "A brain that knows four grids and their captions by heart."
+    brain = new(tokenizer)
+    fit(brain, grids(4).repeat(4, 1, 1), Text(*(part.repeat(4, 1) for part in text)), 300, BOTH)
+    return brain
+
+
+@pytest.fixture(scope="module")
+def wavering(tokenizer, text):
+    "A brain after a few steps on many pictures of the same captions: what it draws depends on the noise."
+    brain = new(tokenizer)
+    fit(brain, grids(32), Text(*(part.repeat(8, 1) for part in text)), 30, StageConfig(pure_noise_share=0.5))
+    return brain
+
+
+# --- what comes out ---
+
+@pytest.mark.parametrize("damage", ["none", "large", "huge", "mask embedding everywhere"])
+def test_mask_is_never_emitted(tokenizer, text, damage):
+    brain = new(tokenizer)
+    with torch.no_grad():
+        for parameter in brain.parameters():
+            if damage == "large": parameter.normal_(std=30)
+            if damage == "huge": parameter.normal_(std=1e15)   # scores overflow to infinity and NaN
+        if damage == "mask embedding everywhere": brain.codes.tokens.weight[:] = 1e4 * brain.codes.tokens.weight[-1]
+    for steps in (1, 2, 5, SIDE**2, SIDE**2 + 4):
+        for temperature in (0.0, 1.0, 1e4):
+            for options in ({}, {"mask_share": 1.0}, {"mask_share": 0.0}, {"guidance_scale": 5.0}):
+                codes = brain.generate(text, generators(0, 1, 2, 3), steps, temperature, **options)
+                assert codes.shape == (4, SIDE, SIDE) and codes.dtype == torch.int64
+                assert 0 <= codes.min() and codes.max() < K, (steps, temperature, options)
+
+
+def test_no_head_can_score_mask(brain, text):
+    canvas = torch.full((4, SIDE**2), brain.mask_id)
+    assert brain.mask_id == K and brain.draw(canvas, text).shape == (4, SIDE**2, K)
+    assert brain.read(canvas[:, :1].expand(-1, SIDE**2) * 0, text).shape == (*text.input_ids.shape, brain.shape.vocab_size)
+
+
+def test_all_randomness_is_in_the_generators(wavering, text):
+    torch.manual_seed(1)
+    first = wavering.generate(text, generators(0, 1, 2, 3), 3, 1.0)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(2)
+    assert first.equal(wavering.generate(text, generators(0, 1, 2, 3), 3, 1.0))
+    torch.random.set_rng_state(state)
+    wavering.generate(text, generators(0, 1, 2, 3), 3, 1.0)
+    assert state.equal(torch.random.get_rng_state()), "drawing moved the global random state"
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"steps": 4, "temperature": 0.7}, {"steps": 3, "guidance_scale": 2.0}])
+def test_same_seed_same_picture_whatever_the_batch(wavering, tokenizer, options):
+    "Alone, in a batch, in another order, and beside captions that make its own padding longer."
+    together = wavering.generate(tokenize(tokenizer, CAPTIONS), generators(0, 1, 2, 3), **options)
+    for i, caption in enumerate(CAPTIONS):
+        assert wavering.generate(tokenize(tokenizer, [caption]), generators(i), **options)[0].equal(together[i])
+    backwards = wavering.generate(tokenize(tokenizer, CAPTIONS[::-1]), generators(3, 2, 1, 0), **options)
+    assert backwards.flip(0).equal(together)
+
+
+def test_another_seed_is_another_picture(wavering, tokenizer):
+    same = tokenize(tokenizer, ["a cat"] * 16)
+    canvases = wavering.noisy_canvas(generators(*range(16)))
+    assert len({tuple(canvas.tolist()) for canvas in canvases}) == 16
+    for options in ({}, {"temperature": 1.0}, {"steps": 4}):
+        codes = wavering.generate(same, generators(*range(16)), **options)
+        assert len({tuple(grid.flatten().tolist()) for grid in codes}) >= 12, options
+
+
+@pytest.mark.parametrize("mask_share", [0.0, 0.3, 1.0])
+def test_noise_holds_the_share_of_masks_that_was_asked_for(brain, mask_share):
+    canvas = brain.noisy_canvas(generators(*range(1000)), mask_share)
+    masks = canvas == brain.mask_id
+    assert abs(masks.float().mean() - mask_share) < 0.02 and canvas.dtype == torch.int64 and canvas.shape == (1000, SIDE**2)
+    if mask_share < 1: assert canvas[~masks].bincount(minlength=K).gt(0).sum() == K and canvas[~masks].max() < K
+
+
+# --- who may look at what ---
+
+def open_gates(brain):
+    "Turn every bridge fully open, so that a leak would show."
+    with torch.no_grad():
+        for name, parameter in brain.named_parameters():
+            if "gate" in name: parameter.fill_(3.0)
+    return brain
+
+
+def padded(text, ids, count):
+    "`text` with `count` more positions that are not real, and hold `ids`."
+    more = torch.full((len(text.input_ids), count), ids)
+    return Text(torch.cat([text.input_ids, more], 1), torch.cat([text.attention_mask, torch.zeros_like(more, dtype=torch.bool)], 1))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_padding_never_changes_results(brain, text, count):
+    open_gates(brain)
+    codes, length = grids(4).flatten(1), text.input_ids.shape[1]
+    canvas = torch.where(torch.rand(codes.shape, generator=torch.Generator().manual_seed(0)) < 0.5, brain.mask_id, codes)
+    real = text.attention_mask
+    assert not real.all(), "some captions must be shorter than others"
+    drawn, read = brain.draw(canvas, text), brain.read(codes, text)
+    for ids in (PAD, EOS, 7):
+        longer = padded(text, ids, min(count, 16 - length))
+        torch.testing.assert_close(brain.draw(canvas, longer), drawn, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(brain.read(codes, longer)[:, :length][real], read[real], rtol=1e-4, atol=1e-5)
+    other = Text(torch.where(real, text.input_ids, 9), real)   # other tokens under the padding
+    assert brain.draw(canvas, other).equal(drawn) and brain.read(codes, other)[real].equal(read[real])
+
+
+def test_padding_gets_no_gradient(brain, text):
+    open_gates(brain)
+    heard = []
+    hook = brain.words.tokens.register_forward_hook(lambda module, inputs, output: (output.retain_grad(), heard.append(output)) and None)
+    brain.draw(grids(4).flatten(1), text).square().sum().backward()
+    hook.remove()
+    gradient = heard[0].grad.abs().sum(-1)
+    assert gradient[~text.attention_mask].eq(0).all() and gradient[text.attention_mask].gt(0).all()
+
+
+def test_later_words_do_not_change_earlier_scores(brain, text):
+    "Nor do they by way of the codes: with three open bridges a word could go there and back."
+    open_gates(brain)
+    codes, ids = grids(4).flatten(1), text.input_ids[3:].expand(4, -1)
+    all_real = torch.ones_like(ids, dtype=torch.bool)
+    scores = brain.read(codes, Text(ids, all_real))
+    for position in range(1, ids.shape[1]):
+        changed = ids.clone()
+        changed[:, position:] = 5 + (ids[:, position:] + 7) % 20
+        other = brain.read(codes, Text(changed, all_real))
+        assert other[:, :position].equal(scores[:, :position])
+        assert not other[:, position:].isclose(scores[:, position:]).all()
+        torch.testing.assert_close(brain.read(codes, Text(ids[:, :position], all_real[:, :position])), scores[:, :position], rtol=1e-4, atol=1e-5)
+
+
+def test_each_task_hears_the_other_side(brain, text):
+    "The control: a caption changes what is drawn, a picture changes what is read."
+    open_gates(brain)
+    canvas, swapped = torch.full((4, SIDE**2), brain.mask_id), Text(*(part.flip(0) for part in text))
+    assert not brain.draw(canvas, text).isclose(brain.draw(canvas, swapped), atol=1e-3).all()
+    assert not brain.read(grids(4).flatten(1), text).isclose(brain.read(grids(4, 1).flatten(1), text), atol=1e-3).all()
+
+
+def test_shut_gates_part_the_towers(brain, text):
+    with torch.no_grad():
+        for name, parameter in brain.named_parameters():
+            if "gate" in name: parameter.zero_()
+    canvas, swapped = torch.full((4, SIDE**2), brain.mask_id), Text(*(part.flip(0) for part in text))
+    assert brain.draw(canvas, text).equal(brain.draw(canvas, swapped))
+    assert brain.read(grids(4).flatten(1), text).equal(brain.read(grids(4, 1).flatten(1), text))
+
+
+# --- learning ---
+
+def test_memorised_grids_come_back_from_pure_noise(memory, text):
+    "One forward pass, whatever the noise; and as well in several."
+    for seed in (0, 100, 200): assert memory.generate(text, generators(*range(seed, seed + 4))).equal(grids(4))
+    for options in ({"steps": 4}, {"steps": 8, "temperature": 0.1}, {"mask_share": 1.0}):
+        assert memory.generate(text, generators(0, 1, 2, 3), **options).equal(grids(4)), options
+
+
+def test_memorised_captions_come_back(memory, tokenizer):
+    rows = memory.describe(grids(4))
+    assert [tokenizer.decode(row, skip_special_tokens=True) for row in rows] == [
+        tokenizer.decode(tokenizer(caption)["input_ids"], skip_special_tokens=True) for caption in CAPTIONS]
+    assert all(not {BOS, EOS, PAD} & set(row) for row in rows)
+    for i in range(4): assert memory.describe(grids(4)[i:i + 1]) == rows[i:i + 1]
+
+
+def test_description_ends_even_without_an_end(brain):
+    with torch.no_grad(): brain.word_head.bias[EOS] = -1e9
+    assert {len(row) for row in brain.describe(grids(3))} == {brain.shape.max_length - 1}
+
+
+def test_gates_learn_and_are_logged(brain, text):
+    loss, metrics = brain.loss(grids(4), text, stage=BOTH)
+    loss.backward()
+    gates = {name: parameter for name, parameter in brain.named_parameters() if "gate" in name}
+    assert len(gates) == 2 * 3
+    assert all(gate.grad is not None and gate.grad.abs().sum() > 0 for gate in gates.values()), gates
+    logged = {name: float(value) for name, value in metrics.items() if name.startswith("gate/")}
+    assert len(logged) == len(gates) and all(-1 <= value <= 1 for value in logged.values())
+    with torch.no_grad():
+        for gate in gates.values(): gate.fill_(-2.0)
+    assert {name: float(value) for name, value in brain.loss(grids(4), text, stage=BOTH)[1].items() if name.startswith("gate/")} != logged
+
+
+def test_stage_two_does_not_read(brain, text):
+    _, metrics = brain.loss(grids(4), text, stage=ONE_SHOT)
+    assert "reading" not in metrics and "drawing" in metrics
+    loss, metrics = brain.loss(grids(4), text, stage=BOTH)
+    assert "reading" in metrics and loss > metrics["drawing"]
+    brain.zero_grad()
+    brain.loss(grids(4), text, stage=ONE_SHOT)[0].backward()
+    assert all(parameter.grad is None or parameter.grad.eq(0).all() for parameter in brain.word_head.parameters())
+
+
+@pytest.mark.parametrize("stage", [ONE_SHOT, BOTH, StageConfig(), StageConfig(mask_share=0.0), StageConfig(caption_weight=1.0, caption_share=0.01)])
+def test_loss_is_finite_for_any_batch(brain, text, stage):
+    "Even where the schedule hides next to nothing of a batch of one."
+    for count in (1, 2, 4):
+        for seed in range(20):
+            torch.manual_seed(seed)
+            loss, metrics = brain.loss(grids(count), Text(*(part[:count] for part in text)), stage=stage)
+            assert loss.isfinite() and all(torch.as_tensor(value).isfinite() for value in metrics.values()), (count, seed)
+
+
+def test_loss_where_nothing_happens_to_be_hidden(tokenizer, text):
+    "The schedule may hide no code at all: with a single code to a picture, it soon does."
+    torch.manual_seed(0)
+    shape = PriorShape(codebook_size=K, side=1, vocab_size=len(tokenizer), max_length=16)
+    brain = BiHemisphericBrain(BrainConfig(width=32, heads=2, layers=3), shape)
+    for seed in range(50):
+        torch.manual_seed(seed)
+        loss, metrics = brain.loss(torch.zeros(1, 1, 1, dtype=torch.int64), Text(*(part[:1] for part in text)))
+        assert loss.isfinite() and metrics["accuracy"].isfinite(), seed
+
+
+def test_loss_can_be_given_its_noise(brain, text):
+    "As rectification needs it: where all is hidden, the canvas is the start itself, and drawing is judged from there."
+    start = brain.noisy_canvas(generators(0, 1, 2, 3))
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        losses.append(brain.loss(grids(4), text, start, ONE_SHOT)[0].item())
+    expected = torch.nn.functional.cross_entropy(brain.draw(start, text).flatten(0, 1), grids(4).flatten()).item()
+    assert losses == pytest.approx([expected] * 2, rel=1e-5)
+
+
+# --- what is refused ---
+
+def refusal(call, *arguments, **options):
+    with pytest.raises(VQGenError) as caught: call(*arguments, **options)
+    assert one_sentence(caught.value), str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_steps_below_one(brain, text, steps):
+    assert str(steps) in refusal(brain.generate, text, generators(0, 1, 2, 3), steps=steps)
+
+
+@pytest.mark.parametrize("seeds", [[], [0], range(5)])
+def test_a_generator_for_each_caption(brain, text, seeds):
+    said = refusal(brain.generate, text, generators(*seeds))
+    assert "4" in said and str(len(seeds)) in said
+
+
+def test_guidance_needs_caption_dropout(tokenizer, text):
+    brain = new(tokenizer, caption_dropout=0.0)
+    assert "caption dropout" in refusal(brain.generate, text, generators(0, 1, 2, 3), guidance_scale=3.0)
+    assert brain.generate(text, generators(0, 1, 2, 3)).shape == (4, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan")])
+def test_temperature_below_zero(brain, text, temperature):
+    assert "temperature" in refusal(brain.generate, text, generators(0, 1, 2, 3), temperature=temperature)
