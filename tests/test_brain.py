@@ -3,9 +3,11 @@ import pytest
 import torch
 from tiny import one_sentence
 
-from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError
+from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
+from vqgen.curriculum import new_brain
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.text import BOS, EOS, PAD, Text, tokenize, train_tokenizer
+from vqgen.vqvae.model import VQVAE
 
 K, SIDE = 12, 4
 CAPTIONS = ["a red fox in the snow", "a cat", "two green birds", "the moon above a very quiet sea at night"]
@@ -281,6 +283,15 @@ def test_loss_can_be_given_its_noise(brain, text):
         losses.append(brain.loss(grids(4), text, start, ONE_SHOT)[0].item())
     expected = torch.nn.functional.cross_entropy(brain.draw(start, text).flatten(0, 1), grids(4).flatten()).item()
     assert losses == pytest.approx([expected] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_brain_of_a_codebook_that_collapsed(tokenizer, value):
+    "All codes alike have no spread to divide by."
+    vqvae = VQVAE(VQVAEConfig(hidden_channels=8, residual_channels=4, codebook_size=K, code_dim=4))
+    vqvae.quantizer.codebook.fill_(value)
+    brain = new_brain(BrainConfig(width=32, heads=2, layers=3), vqvae, tokenizer, 16)
+    assert all(parameter.isfinite().all() for parameter in brain.parameters())
 
 
 # --- what is refused ---

@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -224,15 +223,22 @@ def test_fresh_starts_over(tmp_path):
     assert all(value.equal(load_model(tmp_path / "vqvae", VQVAE).state_dict()[name]) for name, value in first.state_dict().items())
 
 
-def test_curriculum_resumes_in_the_stage_it_was_in(tmp_path):
-    "Stage 1 is done, stage 2 has never begun: the weights must be those of a run in one go."
-    longer = changed(CONFIG.cftn_v2, stage2=changed(CONFIG.cftn_v2.stage2, steps=5))
-    for run, configs in {"whole": [changed(CONFIG, cftn_v2=longer)], "parts": [CONFIG, changed(CONFIG, cftn_v2=longer)]}.items():
-        train_vqvae(CONFIG, tmp_path / run)
-        for i, config in enumerate(configs):
-            if i: (tmp_path / run / "cftn-v2/state/stage2.pt").unlink()
-            train_cftn_v2(config, tmp_path / run)
-    assert weights(tmp_path / "whole/cftn-v2") == weights(tmp_path / "parts/cftn-v2")
+@pytest.mark.parametrize("lost", [["rectify"], ["stage2", "rectify"], ["stage1", "stage2", "rectify"]], ids="-".join)
+def test_curriculum_resumes_in_the_stage_it_was_in(whole_run, tmp_path, lost):
+    "What an interruption before the stages in `lost` would have left ends in the weights of a run in one go."
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    for stage in lost: (run / f"cftn-v2/state/{stage}.pt").unlink()
+    _, histories = train_cftn_v2(CONFIG, run)
+    assert weights(run / "cftn-v2") == weights(whole_run / "cftn-v2")
+    assert {name: history[-1]["step"] for name, history in histories.items()} == {"stage1": 4, "stage2": 3, "rectify": 3}
+
+
+@pytest.fixture(scope="module")
+def whole_run(own_cache, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole")
+    train_vqvae(CONFIG, run)
+    train_cftn_v2(CONFIG, run)
+    return run
 
 
 # --- damaged files ---
@@ -363,20 +369,26 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
 
 # --- numbers that run away ---
 
-class Poisoned(Stopping):
-    "A data set whose batch number `at` holds an infinite pixel."
-    def __getitems__(self, indices):
-        self.batches += 1
-        examples = self.data.__getitems__(indices)
-        if self.batches == self.at: examples[0]["images"][0, 0, 0] = float("inf")
-        return examples
+def runaway(kind, at):
+    "The loss of a VQ-VAE, except that call number `at` goes wrong."
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        value, metrics = model.loss(**batch)
+        if len(calls) == at: value = value + {"infinite loss": float("inf"), "NaN loss": float("nan"),   # the root of 0 is 0, its slope infinite
+                                              "infinite slope": (0 * sum(weight.sum() for weight in model.parameters())).sqrt()}[kind]
+        return value, metrics
+    return loss
 
 
+@pytest.mark.parametrize("kind", ["infinite loss", "NaN loss", "infinite slope"])
 @pytest.mark.parametrize("at", [2, 4, 6, 9])   # checkpoints are due at steps 4, 8 and 9
-def test_infinite_loss_keeps_the_last_good_state(tmp_path, at):
-    said = refusal(train_plain, tmp_path / "parts", lambda data: Poisoned(data, at))
-    assert "loss is" in said and str(tmp_path / "parts") in said
-    assert load_step(tmp_path / "parts") in range(at)
+def test_runaway_numbers_keep_the_last_good_state(splits, tmp_path, kind, at):
+    torch.manual_seed(0)
+    said = refusal(train, VQVAE(CONFIG.vqvae.model), splits[0], SHORT, tmp_path / "parts", loss=runaway(kind, at))
+    assert re.search("loss|gradient|finite|NaN", said)
+    assert load_step(tmp_path / "parts") == (at - 1) // 4 * 4, "the state of the last checkpoint before the fault"
     assert_finite(tmp_path / "parts")
     train_plain(tmp_path / "parts")
     train_plain(tmp_path / "whole")
@@ -389,16 +401,18 @@ def assert_finite(folder):
     assert all(value.isfinite().all() for value in load_file(folder / "model.safetensors").values())
 
 
-def test_infinite_gradient_of_a_finite_loss_is_not_saved(splits, tmp_path):
-    "The root of zero is zero and its slope is infinite; here it comes in step 4, just before a checkpoint."
-    calls = []
+class Poisoned(Stopping):
+    "A data set whose batch number `at` holds an infinite pixel."
+    def __getitems__(self, indices):
+        self.batches += 1
+        examples = self.data.__getitems__(indices)
+        if self.batches == self.at: examples[0]["images"][0, 0, 0] = float("inf")
+        return examples
 
-    def loss(model, batch):
-        calls.append(1)
-        value, metrics = model.loss(**batch)
-        if len(calls) == 4: value = value + (0 * sum(weight.sum() for weight in model.parameters())).sqrt()
-        return value, metrics
-    refusal(train, VQVAE(CONFIG.vqvae.model), splits[0], SHORT, tmp_path, loss=loss)
+
+def test_infinite_pixel_keeps_the_last_good_state(tmp_path):
+    refusal(train_plain, tmp_path, lambda data: Poisoned(data, 6))
+    assert load_step(tmp_path) == 4
     assert_finite(tmp_path)
 
 

@@ -19,7 +19,8 @@ TREE = {
     "text": {"vocab_size": 192, "max_length": 64},
     "cftn_v2": {"model": {"width": 16, "heads": 2, "layers": 3},
                 "stage1": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "caption_weight": 0.2},
-                "stage2": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "pure_noise_share": 0.5}},
+                "stage2": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "pure_noise_share": 0.5},
+                "rectify": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "pairs": 20, "teacher_steps": 2}},
 }
 CONFIG = parse_config(TREE)
 VQGEN = shutil.which("vqgen", path=str(Path(sys.executable).parent)) or shutil.which("vqgen")

@@ -74,6 +74,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'vqgen.experiment': { 'vqgen.experiment._milliseconds': ('experiment.html#_milliseconds', 'vqgen/experiment.py'),
                                   'vqgen.experiment.demo': ('experiment.html#demo', 'vqgen/experiment.py'),
                                   'vqgen.experiment.draw_gallery': ('experiment.html#draw_gallery', 'vqgen/experiment.py'),
+                                  'vqgen.experiment.gallery_captions': ('experiment.html#gallery_captions', 'vqgen/experiment.py'),
+                                  'vqgen.experiment.knows_attributes': ('experiment.html#knows_attributes', 'vqgen/experiment.py'),
                                   'vqgen.experiment.load_oracle': ('experiment.html#load_oracle', 'vqgen/experiment.py'),
                                   'vqgen.experiment.load_splits': ('experiment.html#load_splits', 'vqgen/experiment.py'),
                                   'vqgen.experiment.measure': ('experiment.html#measure', 'vqgen/experiment.py'),

@@ -1,0 +1,145 @@
+"The whole road at the command line, and what it says to someone who strays from it."
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from tiny import CONFIG, error_line, interrupt, vqgen, write_config
+
+from vqgen.config import dump_config, load_config, parse_config, preset_names
+from vqgen.training import fingerprint, load_model, read_description
+from vqgen.vqvae.model import VQVAE
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory): return write_config(tmp_path_factory.mktemp("config") / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    "A run folder in which both models are trained."
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    for model in ("vqvae", "cftn-v2"):
+        result = vqgen("train", model, "--config", config, "--run", run)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[-1] == f"saved in {run / model}"
+    return run
+
+
+@pytest.fixture
+def copy(run, tmp_path): return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_help_lists_the_commands():
+    result = vqgen("--help")
+    assert result.returncode == 0
+    assert all(re.search(rf"\b{command}\b", result.stdout) for command in ("train", "demo", "generate", "config"))
+
+
+def test_config_is_written_out():
+    result = vqgen("config", "avatars", "--data.count", "99", "--cftn-v2.stage1.learning_rate=1e-4")
+    assert result.returncode == 0 and result.stderr == ""
+    config = parse_config(yaml.safe_load(result.stdout))
+    assert config == load_config("avatars", {"data.count": 99, "cftn_v2.stage1.learning_rate": 1e-4})
+    assert dump_config(config) == result.stdout
+
+
+# --- the road ---
+
+def test_run_folder_holds_what_it_should(run):
+    for model in ("vqvae", "cftn-v2"):
+        assert {"config.yaml", "config.json", "model.safetensors", "state"} <= {path.name for path in (run / model).iterdir()}
+        assert load_config(run / model / "config.yaml") == CONFIG
+    assert (run / "cftn-v2/tokenizer.json").is_file()
+    assert not [path for path in run.rglob(".*") if path.is_file()], "scraps of unfinished writing"
+
+
+def test_generate_draws_a_row_for_each_caption(run, tmp_path):
+    out = tmp_path / "deep" / "picture.png"
+    ask = ["generate", "a face", "somebody else", "--run", run, "--num-images", 3]
+    result = vqgen(*ask, "--out", out, "--steps", 4, "--temperature", 0.5, "--guidance-scale", 2, "--seed", 7)
+    assert result.returncode == 0 and result.stderr == "" and result.stdout.strip() == f"saved {out}"
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        width, height = picture.size   # pictures of 16 pixels, each shown at 128, with a little paper between
+    assert 3 * 128 <= width <= 3 * 128 + 2 * 8 and 2 * 128 <= height <= 2 * 128 + 8
+    before = out.read_bytes()
+    assert vqgen(*ask, "--out", out, "--steps", 4, "--temperature", 0.5, "--guidance-scale", 2, "--seed", 7).returncode == 0
+    assert out.read_bytes() == before
+
+
+def test_generate_names_the_file_after_the_caption(run):
+    assert vqgen("generate", "a ../face: of/me?", "--run", run, "--num-images", 1).returncode == 0
+    pictures = list((run / "samples").iterdir())
+    assert len(pictures) == 1 and re.fullmatch(r"[\w-]+\.png", pictures[0].name)
+    with Image.open(pictures[0]) as picture: assert picture.size == (128, 128)
+
+
+def test_prior_of_another_vqvae_is_refused(copy, config):
+    "Its codes mean something else now; the message names both, and the way out."
+    before = read_description(copy / "cftn-v2")["vqvae"]
+    assert before == fingerprint(load_model(copy / "vqvae", VQVAE))
+    assert vqgen("train", "vqvae", "--config", config, "--run", copy, "--fresh", "--seed", 1).returncode == 0
+    after = fingerprint(load_model(copy / "vqvae", VQVAE))
+    said = error_line(vqgen("generate", "a face", "--run", copy))
+    assert before in said and after in said and before != after and "--fresh" in said
+
+
+def test_demo_ends_with_a_gallery_and_figures(run, config):
+    "Interrupted while it measures, and started again: what is trained is not trained anew, and what was half done is finished."
+    models = {path: path.stat().st_mtime_ns for model in ("vqvae", "cftn-v2") for path in (run / model).glob("model.safetensors")}
+    demo = ["demo", "--config", config, "--run", run]
+    code, out, err = interrupt(signal.SIGINT, r"oracle:.* [1-9]\d*/\d+ ", *demo)
+    assert code == 1 and "Traceback" not in err
+    assert re.match(r"error: stopped at step \d+ of \d+; the same command goes on", err.replace("\r", "\n").strip().splitlines()[-1]), err
+    assert not (run / "gallery.png").exists()
+
+    result = vqgen(*demo)
+    assert result.returncode == 0, result.stderr
+    figures, place = result.stdout.strip().splitlines()[-2:]
+    for part in (r"PSNR \d+\.\d dB", r"codebook usage \d+%", r"prompt accuracy \d+\.\d%", r"\d+ ms per one-shot picture"):
+        assert re.search(part, figures), figures
+    assert place.startswith(str(run / "gallery.png"))
+    with Image.open(run / "gallery.png") as picture: assert picture.format == "PNG" and min(picture.size) > 400
+    assert models == {path: path.stat().st_mtime_ns for path in models}
+    oracle, done = read_description(run / "oracle"), int(re.search(r"stopped at step \d+ of (\d+)", err)[1])
+    assert oracle["step"] == done, "the oracle judges with half a training"
+
+
+# --- off the road ---
+
+@pytest.mark.parametrize("arguments, parts", [
+    (["config", "avatarz"], ["'avatarz'", *preset_names()]),
+    (["config", "avatars", "--data.image_sise", "32"], ["'data.image_sise'", "'data.image_size'"]),
+    (["config", "avatars", "--data.image_size", "33"], ["33", "4"]),
+    (["config", "avatars", "--data.count", "few"], ["data.count", "integer"]),
+    (["config", "avatars", "--data.count"], ["--data.count", "value"]),
+    (["config", "avatars", "loose"], ["'loose'", "--section.key"]),
+    (["train", "vqvae", "--train.bach_size", "8"], ["bach_size'", "'vqvae.train.batch_size'"]),
+    (["train", "vqvae", "--conifg", "tiny.yaml"], ["--conifg", "--config"]),
+    (["generate", "a face", "--sede", "3"], ["--sede", "--seed"]),
+    (["train", "vqvea"], ["'vqvea'", "vqvae", "cftn-v2"]),
+    (["generate"], ["caption"]),
+    (["trian", "vqvae"], ["trian", "train"]),
+    (["generate", "a face", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run"]),
+    (["train", "cftn-v2", "--run", "nowhere"], ["nowhere", "train it first"]),
+], ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("config", "train", "generate", "trian") else "")
+def test_every_error_is_one_line(tmp_path, arguments, parts):
+    said = error_line(vqgen(*arguments, cwd=tmp_path))
+    assert all(part in said for part in parts), said
+    assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+
+
+@pytest.mark.parametrize("options, part", [(["--steps", 0], "steps"), (["--num-images", 0], "--num-images"), (["--temperature", -1], "temperature"),
+                                           (["--out", "tiny.yaml/picture.png"], "tiny.yaml")])
+def test_generate_refuses_what_makes_no_sense(run, config, options, part):
+    assert part in error_line(vqgen("generate", "a face", "--run", run, *options, cwd=config.parent))
+
+
+def test_run_folder_with_a_damaged_model(copy):
+    path = copy / "cftn-v2/model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert str(copy / "cftn-v2") in error_line(vqgen("generate", "a face", "--run", copy))
