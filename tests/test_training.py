@@ -61,7 +61,20 @@ def fit(request, splits, coded):
     return {"vqvae": fit_vqvae, "brain": fit_brain}[request.param]
 
 
-def contents(folder): return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+@pytest.fixture(scope="module")
+def whole_run(own_cache, tmp_path_factory):
+    "A run folder with both models trained."
+    run = tmp_path_factory.mktemp("whole")
+    train_vqvae(CONFIG, run)
+    train_cftn_v2(CONFIG, run)
+    return run
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def dates(folder): return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
 
 
 def weights(folder): return (Path(folder) / "model.safetensors").read_bytes()
@@ -103,6 +116,25 @@ def test_three_interruptions_in_a_row(fit, tmp_path):
 def load_step(folder): return (load_state(folder / "state/train.pt") or {"step": 0})["step"]
 
 
+class StoppingWhenLookedAt(Stopping):
+    "The same for a validation split, which is read one picture at a time."
+    def __getitem__(self, i):
+        if self.batches == 0: signal.raise_signal(self.number)
+        self.batches += 1
+        return self.data[i]
+
+
+def test_signal_during_validation_loses_no_step(splits, tmp_path):
+    "A signal that comes late in step 3 must still be followed by a save."
+    torch.manual_seed(0)
+    said = refusal(train, VQVAE(CONFIG.vqvae.model), load_data(CONFIG.data), changed(SHORT, eval_every=3), tmp_path / "parts",
+                   validation=StoppingWhenLookedAt(splits[1], 1))
+    assert f"step {load_step(tmp_path / 'parts')} of 9" in said
+    train_plain(tmp_path / "parts")
+    train_plain(tmp_path / "whole")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
 def test_what_an_interruption_saves_can_be_used(fit, tmp_path):
     refusal(fit, tmp_path, lambda data: Stopping(data, 3))
     cls = type(fit(tmp_path / "other", steps=1)[0])
@@ -114,7 +146,8 @@ def test_killed_training_goes_on_from_its_last_checkpoint(splits, tmp_path):
     "SIGKILL leaves no time to save: the process dies in step 6, and the checkpoint of step 4 is what is left."
     dying = ("import signal, sys, test_training as t\n"
              "t.train_plain(sys.argv[1], lambda data: t.Stopping(data, 6, signal.SIGKILL))")
-    result = subprocess.run([sys.executable, "-c", dying, str(tmp_path / "parts")], cwd=Path(__file__).parent, capture_output=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", dying, str(tmp_path / "parts")], cwd=Path(__file__).parent,
+                            capture_output=True, timeout=120)
     assert result.returncode == -signal.SIGKILL, result.stderr.decode()
     assert load_step(tmp_path / "parts") == 4
     train_plain(tmp_path / "parts")
@@ -148,9 +181,9 @@ def test_ctrl_c_and_sigterm_at_the_command_line(tmp_path):
 
 def test_started_again_after_the_end_does_nothing(fit, tmp_path):
     model, history = fit(tmp_path)
-    before = {path: (path.stat().st_mtime_ns, data) for path, data in contents(tmp_path).items()}
+    before = dates(tmp_path)
     again, same = fit(tmp_path)
-    assert before == {path: (path.stat().st_mtime_ns, data) for path, data in contents(tmp_path).items()}
+    assert dates(tmp_path) == before
     assert same == history and not again.training
     assert all(value.equal(again.state_dict()[name]) for name, value in model.state_dict().items())
 
@@ -164,9 +197,9 @@ def test_the_last_steps_are_in_the_history(tmp_path):
 
 # --- other settings ---
 
-@pytest.mark.parametrize("changes, difference", [({"learning_rate": 0.001}, ["learning_rate", "0.003", "0.001"]),
-                                                 ({"steps": 12}, ["steps", "9", "12"]), ({"seed": 5}, ["seed", "0", "5"]),
-                                                 ({"batch_size": 4, "ema_decay": 0.5}, ["batch_size", "8", "4", "ema_decay", "0.99", "0.5"])])
+@pytest.mark.parametrize("changes, difference", [
+    ({"learning_rate": 0.001}, ["learning_rate", "0.003", "0.001"]), ({"steps": 12}, ["steps", "9", "12"]),
+    ({"seed": 5}, ["seed", "0", "5"]), ({"batch_size": 4, "ema_decay": 0.5}, ["batch_size", "8", "4", "ema_decay", "0.99", "0.5"])])
 def test_changed_settings_are_refused_with_the_difference(fit, tmp_path, changes, difference):
     refusal(fit, tmp_path, lambda data: Stopping(data, 2))
     before = contents(tmp_path)
@@ -205,12 +238,13 @@ def test_other_data_or_another_vqvae_is_refused(splits, tmp_path):
     assert all(part in said for part in ("vqvae", "aaaa", "bbbb", "--fresh")) and "cccc" not in said
 
 
-def test_refused_settings_leave_the_config_of_the_run_alone(tmp_path):
-    "`config.yaml` says how the model in the folder was trained, and the error messages point at it."
-    train_vqvae(CONFIG, tmp_path)
-    before = contents(tmp_path)
-    refusal(train_vqvae, changed(CONFIG, seed=3), tmp_path)
-    assert contents(tmp_path) == before
+def test_refused_settings_leave_the_run_alone(whole_run, tmp_path):
+    "`config.yaml` says how the model in the folder was trained, and messages point at it; the tokenizer is the model's."
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    refusal(train_vqvae, changed(CONFIG, seed=3), run)
+    refusal(train_cftn_v2, changed(CONFIG, seed=3), run)
+    refusal(train_cftn_v2, changed(CONFIG, text=changed(CONFIG.text, vocab_size=100)), run)
+    assert contents(run) == contents(whole_run)
 
 
 def test_fresh_starts_over(tmp_path):
@@ -220,7 +254,8 @@ def test_fresh_starts_over(tmp_path):
     assert not (tmp_path / "vqvae" / "leftover.txt").exists() and history[-1]["step"] == 4
     assert any(not value.equal(second.state_dict()[name]) for name, value in first.state_dict().items())
     train_vqvae(CONFIG, tmp_path, fresh=True)
-    assert all(value.equal(load_model(tmp_path / "vqvae", VQVAE).state_dict()[name]) for name, value in first.state_dict().items())
+    saved = load_model(tmp_path / "vqvae", VQVAE).state_dict()
+    assert all(value.equal(saved[name]) for name, value in first.state_dict().items())
 
 
 @pytest.mark.parametrize("lost", [["rectify"], ["stage2", "rectify"], ["stage1", "stage2", "rectify"]], ids="-".join)
@@ -233,12 +268,19 @@ def test_curriculum_resumes_in_the_stage_it_was_in(whole_run, tmp_path, lost):
     assert {name: history[-1]["step"] for name, history in histories.items()} == {"stage1": 4, "stage2": 3, "rectify": 3}
 
 
-@pytest.fixture(scope="module")
-def whole_run(own_cache, tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole")
+def test_finished_run_stays_as_it_is(whole_run, tmp_path):
+    "All commands once more: no file changes, the tokenizer's neither."
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    before = contents(run)
     train_vqvae(CONFIG, run)
     train_cftn_v2(CONFIG, run)
-    return run
+    assert contents(run) == before
+
+
+def test_tokenizer_is_the_same_each_time(splits):
+    "A second tokenizer with other numbers for the same words would turn the captions of a resumed training into noise."
+    made = {train_tokenizer(splits[0].captions, CONFIG.text).backend_tokenizer.to_str() for _ in range(5)}
+    assert len(made) == 1
 
 
 # --- damaged files ---
@@ -290,8 +332,9 @@ def test_damaged_weights_are_one_sentence(copy, damage):
     assert str(copy) in refusal(load_model, copy, VQVAE)
 
 
-@pytest.mark.parametrize("text", ['{"model": "VQV', "", "[1, 2]", '{"model": "VQVAE"}', '{"model": "VQVAE", "config": 5}',
-                                  '{"model": "VQVAE", "config": {"downsample": 3}}', '{"model": "VQVAE", "config": {"depth": 3}}', b"\xff\xfe\x00"])
+@pytest.mark.parametrize("text", [
+    '{"model": "VQV', "", "[1, 2]", '{"model": "VQVAE"}', '{"model": "VQVAE", "config": 5}',
+    '{"model": "VQVAE", "config": {"downsample": 3}}', '{"model": "VQVAE", "config": {"depth": 3}}', b"\xff\xfe\x00"])
 def test_damaged_description_is_one_sentence(copy, text):
     (copy / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert str(copy) in refusal(load_model, copy, VQVAE)
@@ -376,17 +419,17 @@ def runaway(kind, at):
     def loss(model, batch):
         calls.append(1)
         value, metrics = model.loss(**batch)
-        if len(calls) == at: value = value + {"infinite loss": float("inf"), "NaN loss": float("nan"),   # the root of 0 is 0, its slope infinite
-                                              "infinite slope": (0 * sum(weight.sum() for weight in model.parameters())).sqrt()}[kind]
+        steep = (0 * sum(weight.sum() for weight in model.parameters())).sqrt()   # the root of 0 is 0, its slope infinite
+        if len(calls) == at: value = value + {"infinite loss": float("inf"), "NaN loss": float("nan"), "infinite slope": steep}[kind]
         return value, metrics
     return loss
 
 
 @pytest.mark.parametrize("kind", ["infinite loss", "NaN loss", "infinite slope"])
 @pytest.mark.parametrize("at", [2, 4, 6, 9])   # checkpoints are due at steps 4, 8 and 9
-def test_runaway_numbers_keep_the_last_good_state(splits, tmp_path, kind, at):
+def test_runaway_numbers_keep_the_last_good_state(tmp_path, kind, at):
     torch.manual_seed(0)
-    said = refusal(train, VQVAE(CONFIG.vqvae.model), splits[0], SHORT, tmp_path / "parts", loss=runaway(kind, at))
+    said = refusal(train, VQVAE(CONFIG.vqvae.model), load_data(CONFIG.data), SHORT, tmp_path / "parts", loss=runaway(kind, at))
     assert re.search("loss|gradient|finite|NaN", said)
     assert load_step(tmp_path / "parts") == (at - 1) // 4 * 4, "the state of the last checkpoint before the fault"
     assert_finite(tmp_path / "parts")

@@ -16,7 +16,7 @@ import typer
 from .config import VQGenError, dump_config, load_config, preset_names
 
 # %% ../nbs/42_cli.ipynb #6b0d14e3
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Text to image in one shot on discrete image tokens.")
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigOption = Annotated[str, typer.Option(help="A preset, or the path of a YAML file.")]
