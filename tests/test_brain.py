@@ -60,7 +60,7 @@ def fit(brain, codes, text, steps, stage, rate=4e-3):
 def memory(tokenizer, text):
     "A brain that knows four grids and their captions by heart."
     brain = new(tokenizer)
-    fit(brain, grids(4).repeat(4, 1, 1), Text(*(part.repeat(4, 1) for part in text)), 300, BOTH)
+    fit(brain, grids(4).repeat(4, 1, 1), Text(*(part.repeat(4, 1) for part in text)), 220, BOTH)
     return brain
 
 

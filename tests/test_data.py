@@ -188,7 +188,7 @@ def _build(cache):
 
 
 def test_two_processes_may_build_at_once(cache):
-    with multiprocessing.get_context("fork").Pool(2) as pool: sizes = pool.map(_build, [str(cache)] * 4)
+    with multiprocessing.get_context("spawn").Pool(2) as pool: sizes = pool.map(_build, [str(cache)] * 4)
     assert len(set(sizes)) == 1 and not list(cache.rglob("*.tmp"))
 
 

@@ -420,7 +420,8 @@ def runaway(kind, at):
         calls.append(1)
         value, metrics = model.loss(**batch)
         steep = (0 * sum(weight.sum() for weight in model.parameters())).sqrt()   # the root of 0 is 0, its slope infinite
-        if len(calls) == at: value = value + {"infinite loss": float("inf"), "NaN loss": float("nan"), "infinite slope": steep}[kind]
+        faults = {"infinite loss": float("inf"), "NaN loss": float("nan"), "infinite slope": steep}
+        if len(calls) == at: value = value + faults[kind]
         return value, metrics
     return loss
 

@@ -9,6 +9,7 @@ __all__ = ['VQGenError', 'Section', 'DataConfig', 'VQVAEConfig', 'TextConfig', '
 
 # %% ../nbs/00_config.ipynb #e42d3142
 import difflib
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ class VQGenError(Exception):
 # %% ../nbs/00_config.ipynb #2966a2d8
 class Section(BaseModel):
     "A part of the configuration: typed, immutable, and closed to unknown keys."
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 # %% ../nbs/00_config.ipynb #5ef900ab
 class DataConfig(Section):
@@ -185,9 +186,23 @@ def _read(source):
     path = Path(source)
     if not path.is_file():
         raise VQGenError(f"no config {str(source)!r}: give one of the presets {', '.join(preset_names())}, or the path of a YAML file")
-    return path.read_text("utf-8")
+    try: return path.read_text("utf-8")
+    except UnicodeDecodeError: raise VQGenError(f"{path} is not a text file in UTF-8: give the path of a YAML file") from None
 
 # %% ../nbs/00_config.ipynb #a0575f23
+class _Loader(yaml.SafeLoader):
+    "YAML in which only true and false are truth values."
+    yaml_implicit_resolvers = {first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(":bool")]
+                               for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
+
+def _parse_yaml(text, where):
+    "What the YAML `text` says; raises `VQGenError` where it is not YAML."
+    try: return yaml.load(text, _Loader)
+    except yaml.YAMLError as fault: raise VQGenError(f"{where}: not valid YAML: {' '.join(str(fault).split())}") from None
+
+# %% ../nbs/00_config.ipynb #12c7161e
 def _overlay(tree, key, text):
     "Set dotted `key` of the nested dict `tree` to the value that YAML reads in `text`."
     *parents, last = key.replace("-", "_").split(".")
@@ -195,19 +210,16 @@ def _overlay(tree, key, text):
         if tree.get(part) is None: tree[part] = {}
         tree = tree[part]
         if not isinstance(tree, dict): raise VQGenError(f"{key}: {part} is not a section")
-    tree[last] = yaml.safe_load(text) if isinstance(text, str) else text
+    tree[last] = _parse_yaml(text, f"--{key}") if isinstance(text, str) else text
 
 def load_config(source, overrides=None):
     """The experiment of preset or YAML file `source`, with `overrides` `{"dotted.key": value}` laid over it.
 
     Raises `VQGenError` where the file is missing, is not YAML, or has an unknown key or a value out of range.
     """
-    try:
-        tree = yaml.safe_load(_read(source)) or {}
-        if not isinstance(tree, dict): raise VQGenError(f"{source}: expected a YAML mapping of sections")
-        for key, text in (overrides or {}).items(): _overlay(tree, key, text)
-    except yaml.YAMLError as fault:
-        raise VQGenError(f"{source}: not valid YAML: {' '.join(str(fault).split())}") from None
+    tree = _parse_yaml(_read(source), source) or {}
+    if not isinstance(tree, dict): raise VQGenError(f"{source}: expected a YAML mapping of sections")
+    for key, text in (overrides or {}).items(): _overlay(tree, key, text)
     return parse_config(tree, where=str(source))
 
 # %% ../nbs/00_config.ipynb #9433ca70
