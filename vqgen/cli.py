@@ -7,13 +7,14 @@ __all__ = ['app', 'OVERRIDES', 'ConfigOption', 'RunOption', 'FreshOption', 'TRAI
            'generate', 'save_picture', 'show_config', 'main']
 
 # %% ../nbs/42_cli.ipynb #7ac95e75
+import difflib
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
 
-from .config import VQGenError, dump_config, load_config, preset_names
+from .config import Config, VQGenError, dump_config, load_config, preset_names
 
 # %% ../nbs/42_cli.ipynb #6b0d14e3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -33,6 +34,9 @@ def parse_overrides(arguments, model=None):
         key = rest.pop(0)
         if not key.startswith("--"): raise VQGenError(f"unexpected {key!r}: options have the form --section.key value")
         key, equals, value = key[2:].partition("=")
+        if "." not in key and key.replace("-", "_") not in Config.model_fields:
+            near = difflib.get_close_matches(key, ["config", "run", "fresh", *Config.model_fields], n=1)
+            raise VQGenError(f"no option --{key}" + (f"; did you mean --{near[0]}?" if near else ""))
         if not equals:
             if not rest: raise VQGenError(f"--{key} needs a value")
             value = rest.pop(0)
@@ -46,8 +50,8 @@ def train(context: typer.Context, model: Annotated[Literal["vqvae", "cftn-v2"], 
           config: ConfigOption = "avatars", run: Annotated[Optional[Path], typer.Option(help="The run folder; runs/<name> by default.")] = None,
           fresh: FreshOption = False):
     "Train one model; any key of the config can follow as --section.key value (--train.batch_size 8)."
-    from vqgen.experiment import TRAINERS
     settings = load_config(config, parse_overrides(context.args, model))
+    from vqgen.experiment import TRAINERS
     run = run or Path("runs") / settings.name
     TRAINERS[model](settings, run, fresh)
     print(f"saved in {run / model}")
@@ -95,7 +99,9 @@ def show_config(context: typer.Context, config: Annotated[str, typer.Argument(he
 # %% ../nbs/42_cli.ipynb #13775a76
 def main():
     "The entry point: errors a user can mend end as one sentence, not as a stack trace."
-    try: app()
-    except VQGenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    try: sys.exit(app(standalone_mode=False) if sys.argv[1:] else app())   # without arguments: the help
+    except VQGenError as error: message = error
+    except typer.BadParameter.__base__ as error: message = error.format_message()   # every fault of usage
+    except typer.Abort: message = "interrupted; what was saved stays, and the same command goes on from there"
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(1)

@@ -22,7 +22,7 @@ from .one_shot import rectify
 from .pipeline import Pipeline
 from .priors.codes import CodedCaptions, encode_dataset
 from .priors.text import train_tokenizer
-from .training import fingerprint, load_model, train, write_atomically
+from .training import fingerprint, load_model, read_description, train, write_atomically
 from .viz import gallery
 from .vqvae.model import VQVAE, psnr
 
@@ -31,7 +31,8 @@ def open_folder(config, run, model, fresh=False):
     "The folder of `model` in `run`, with a copy of the config in it; `fresh` empties it first."
     folder = Path(run) / model
     if fresh and folder.exists(): shutil.rmtree(folder)
-    write_atomically(folder / "config.yaml", lambda path: path.write_text(dump_config(config), "utf-8"))
+    if not (folder / "state").exists():   # else it says how the training began
+        write_atomically(folder / "config.yaml", lambda path: path.write_text(dump_config(config), "utf-8"))
     return folder
 
 # %% ../nbs/39_experiment.ipynb #ffb2b4e0
@@ -58,7 +59,7 @@ def train_cftn_v2(config, run, fresh=False):
     folder = open_folder(config, run, "cftn-v2", fresh)
     splits = load_splits(config)
     tokenizer = train_tokenizer(splits[0].captions, config.text)
-    tokenizer.save_pretrained(str(folder))
+    if not (folder / "state").exists(): tokenizer.save_pretrained(str(folder))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data, validation = (CodedCaptions(encode_dataset(vqvae, split, device=device), split.captions, tokenizer) for split in splits)
     brain = new_brain(config.cftn_v2.model, vqvae, tokenizer, config.data.image_size, config.seed)
@@ -78,7 +79,9 @@ def load_oracle(run, data, vqvae):
     "The attribute oracle of the run, trained now if there is none; None for pictures without known attributes."
     if not knows_attributes(data): return None
     folder = Path(run) / "oracle"
-    if not (folder / "model.safetensors").exists(): train_oracle(data, ATTRIBUTES, folder, vqvae)
+    facts = {"data": data.fingerprint, "vqvae": fingerprint(vqvae)}
+    if folder.exists() and any(read_description(folder).get(key) != value for key, value in facts.items()): shutil.rmtree(folder)
+    train_oracle(data, ATTRIBUTES, folder, vqvae, facts=facts)
     return load_model(folder, AttributeOracle)
 
 @torch.no_grad()

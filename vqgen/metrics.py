@@ -73,14 +73,14 @@ class LabelledImages(Dataset):
     def __getitem__(self, index): return self.__getitems__([index])[0]
 
 # %% ../nbs/32_evaluation.ipynb #6c3f4a5b
-def train_oracle(data, attributes, folder, vqvae=None, steps=400, seed=0):
+def train_oracle(data, attributes, folder, vqvae=None, steps=400, seed=0, facts=None):
     "An `AttributeOracle` of `data` (with known attributes), trained and saved in `folder`, on reconstructions of `vqvae` too."
     if not all(face.keys() >= attributes.keys() for face in data.attributes):
         raise VQGenError("the oracle needs pictures with known attributes: use the built-in avatars")
     torch.manual_seed(seed)
     oracle = AttributeOracle(OracleConfig(attributes=attributes, image_size=data.image_size))
     config = TrainConfig(steps=steps, batch_size=64, learning_rate=2e-3, ema_decay=0.98, save_every=steps)
-    train(oracle, LabelledImages(data, attributes, vqvae), config, folder, seed=seed, stage="oracle")
+    train(oracle, LabelledImages(data, attributes, vqvae), config, folder, seed=seed, stage="oracle", facts=facts)
     return oracle
 
 # %% ../nbs/32_evaluation.ipynb #78bcbdc0

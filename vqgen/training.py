@@ -10,6 +10,7 @@ __all__ = ['batch_indices', 'learning_rate_factor', 'write_atomically', 'save_mo
 # %% ../nbs/03_training.ipynb #e366dae3
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -51,25 +52,30 @@ def learning_rate_factor(step, config):
 def write_atomically(path, write):
     "Call `write(temporary_path)`, flush the file to disk, then rename it to `path`."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb+") as file: os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as fault:
         raise VQGenError(f"cannot write {path}: {fault.strerror or fault}; free some space or choose another folder") from None
-    finally: temporary.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError): temporary.unlink()   # it is gone where all went well
 
 # %% ../nbs/03_training.ipynb #10e3d89d
 def save_model(model, folder, **facts):
     "Write `model.safetensors` and `config.json` (class, constructor arguments and `facts`) into `folder`."
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     arguments = {name: getattr(model, name).model_dump() for name in _constructor(type(model))}
     description = json.dumps({"model": type(model).__name__, **arguments, **facts}, indent=2)
-    write_atomically(Path(folder) / "model.safetensors", lambda path: save_file(weights, path))
+    write_atomically(Path(folder) / "model.safetensors", lambda path: path.write_bytes(save(weights)))
     write_atomically(Path(folder) / "config.json", lambda path: path.write_text(description, "utf-8"))
+
+def _model_settings(model):
+    "The constructor arguments of `model` as one flat dict."
+    return {f"{name}.{key}": value for name in _constructor(type(model)) for key, value in getattr(model, name).model_dump().items()}
 
 def _constructor(cls):
     "The names and types of the constructor's arguments, each a `Section`."
@@ -79,9 +85,12 @@ def _constructor(cls):
 def read_description(folder):
     "What `config.json` in `folder` says; raises `VQGenError` where there is no saved model."
     path = Path(folder) / "config.json"
-    try: return json.loads(path.read_text("utf-8"))
+    try:
+        description = json.loads(path.read_text("utf-8"))
+        if isinstance(description, dict): return description
     except (FileNotFoundError, NotADirectoryError): raise VQGenError(f"no model in {folder}: train it first, or give the folder of another run") from None
-    except json.JSONDecodeError: raise VQGenError(f"{path} is damaged: restore it, or train the model again with --fresh") from None
+    except ValueError: pass   # no JSON, or no text
+    raise VQGenError(f"{path} is damaged: restore it, or train the model again with --fresh")
 
 def load_model(folder, cls):
     "The `cls` saved in `folder`, in evaluation mode; raises `VQGenError` where it is missing, damaged or another model."
@@ -93,7 +102,7 @@ def load_model(folder, cls):
     try:
         model = cls(**{name: hint(**description[name]) for name, hint in _constructor(cls).items()})
         model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as fault:
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as fault:
         detail = " ".join(str(fault).split())[:200]
         raise VQGenError(f"the model in {folder} cannot be read ({detail}); train it again with --fresh, or restore the folder") from None
     return model.eval()
@@ -110,12 +119,17 @@ def fingerprint(model):
 # %% ../nbs/03_training.ipynb #43ead4e3
 def save_state(path, state):
     "Write the training state, a dict of tensors, numbers and strings, to `path`."
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    buffer = io.BytesIO()   # torch reports a full disk in words that help nobody, Python does better
+    torch.save(state, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 def load_state(path):
     "The training state at `path`, or None where there is none; never runs code from the file."
     if not Path(path).exists(): return None
-    try: return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if {"step", "settings", "history"} - state.keys(): raise KeyError("a part is missing")
+        return state
     except Exception as fault:   # torch reports damage by many types
         raise VQGenError(f"{path} is damaged ({type(fault).__name__}); delete it or pass --fresh to start over") from None
 
@@ -227,7 +241,8 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     Started again with the same `folder` and `stage` it goes on where it stopped. `loss(model, batch)` returns a
     scalar and a dict of metrics. Raises `VQGenError` when interrupted (after saving) or when the loss is not finite.
     """
-    run = _Run(Path(folder), stage, {**config.model_dump(), "seed": seed}, facts or {})
+    settings = {**config.model_dump(), "seed": seed, **(facts or {}), **_model_settings(model)}
+    run = _Run(Path(folder), stage, settings, facts or {})
     accelerator = start_accelerator(config, tracking, folder, run.settings)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizer = make_optimizer(model, config, special_rates)
@@ -237,9 +252,10 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     objective, optimizer = accelerator.prepare(Objective(model, loss).train(), optimizer)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     with stop_requests() as requests, run.progress(config.steps, accelerator.is_local_main_process) as progress:
-        for batch in itertools.islice(batches(data, config, seed, run.step, rank, world_size), config.steps - run.step):
-            torch.manual_seed((seed * 1_000_003 + run.step) * world_size + rank)
-            value, metrics = objective(to_device(batch, accelerator.device))
+        stream = iter(batches(data, config, seed, run.step, rank, world_size))
+        while run.step < config.steps:
+            torch.manual_seed((seed * 1_000_003 + run.step) * world_size + rank)   # before the batch is read: it may be mirrored at random
+            value, metrics = objective(to_device(next(stream), accelerator.device))
             accelerator.backward(value)
             accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
@@ -247,12 +263,15 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
             optimizer.zero_grad()
             average.update_parameters(model)
             run.record({"loss": value.detach(), **metrics}, schedule.get_last_lr()[0])
-            last = run.step == config.steps or bool(requests)
+            stop = bool(requests)   # looked at once: a later signal must find a later step that saves
+            last = stop or run.step == config.steps
             if validation is not None and (run.step % config.eval_every == 0 or last):
                 run.validate(evaluate(average.module, validation, loss, config.batch_size, device=accelerator.device))
-            run.report(progress, accelerator.log)
-            if accelerator.is_main_process and (run.step % config.save_every == 0 or last): run.save(parts)
-            if requests: break
+            save = run.step % config.save_every == 0 or last
+            if save: run.check(model)
+            run.report(progress, accelerator.log, last)
+            if save and accelerator.is_main_process: run.save(parts)
+            if stop: break
     return run.finish(model, average, accelerator, bool(requests))
 
 # %% ../nbs/03_training.ipynb #b0db78e9
@@ -270,9 +289,15 @@ class _Measurements:
 
     def validate(self, metrics): self.validation = {f"validation/{key}": value for key, value in metrics.items()}
 
-    def report(self, progress, log):
+    def check(self, model):
+        "Raise `VQGenError` before numbers that are not finite could be saved."
+        if not all(value.isfinite().all() for value in [*(metrics["loss"] for metrics in self.pending), *model.parameters()]):
+            raise VQGenError(f"the loss or its gradient is not finite at step {self.step}; the last saved state is kept: "
+                             "lower the learning rate, or train in full precision")
+
+    def report(self, progress, log, last=False):
         progress.update()
-        if self.step % 10 and not self.validation: return
+        if self.step % 10 and not self.validation and not last: return
         means = {key: sum(float(metrics[key]) for metrics in self.pending) / len(self.pending) for key in self.pending[0]}
         if not math.isfinite(means["loss"]):
             raise VQGenError(f"the loss is {means['loss']} at step {self.step}; the last saved state is kept: "

@@ -25,14 +25,14 @@ def train_tokenizer(captions, config):
 
     Lower-cases, and encloses every caption in [BOS] and [EOS].
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]", continuing_subword_prefix="##"))
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    tokenizer.decoder = decoders.Metaspace()   # "▁" marks where a word begins; a "##" inside words would make the order of tokens random
     trainer = trainers.BpeTrainer(vocab_size=config.vocab_size, special_tokens=list(_SPECIAL.values()), min_frequency=2,
-                                  continuing_subword_prefix="##", show_progress=False,
-                                  initial_alphabet=list("abcdefghijklmnopqrstuvwxyz"))
+                                  show_progress=False, initial_alphabet=list("▁abcdefghijklmnopqrstuvwxyz"))
     tokenizer.train_from_iterator(captions, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=[("[BOS]", BOS), ("[EOS]", EOS)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=config.max_length, padding_side="right", **_SPECIAL)
