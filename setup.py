@@ -34,7 +34,7 @@ setup(
     package_data={"vqgen": ["configs/*.yaml"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "bench")},
     entry_points={"console_scripts": settings["console_scripts"].splitlines()},
     zip_safe=False,
 )

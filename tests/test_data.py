@@ -1,8 +1,11 @@
 "Data: splits that do not leak, captions that tell the truth, a cache that can't be poisoned, errors that name the thing."
 import json
 import multiprocessing
+import os
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -10,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from vqgen import data as data_module
 from vqgen.avatars import ATTRIBUTES, HELD_OUT, avatar_examples, caption_of, held_out_triples, make_avatar, sample_attributes
 from vqgen.config import DataConfig, VQGenError
 from vqgen.data import CaptionedImages, build_data, data_fingerprint, load_data, to_square
 from vqgen.emoji import base_of, emoji_examples
+from vqgen.styles import color_name, describe_style, draw_style, held_out_looks, style_attributes, style_examples
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +115,91 @@ def test_an_avatar_shows_its_background_and_is_the_same_for_the_same_seed():
     assert make_avatar(face, seed=3).tobytes() == make_avatar(face, seed=3).tobytes()
     assert len({make_avatar(face, seed=seed).tobytes() for seed in range(8)}) > 4
     with pytest.raises(VQGenError, match="skin.*'purple'.*light, tan, brown"): make_avatar({**face, "skin": "purple"})
-    with pytest.raises(VQGenError, match="lorelei"): load_data(DataConfig(style="lorelei"))
+
+
+# Other drawing styles
+
+def open_styles():
+    "The names of all styles that may be drawn."
+    with pytest.raises(VQGenError) as error: describe_style("qqq")
+    return str(error.value).split("choose one of ")[1].split(", ")
+
+
+def test_every_open_style_draws_captions_and_fills_both_splits():
+    styles = open_styles()
+    assert len(styles) == 56 and {"lorelei", "voxel-art", "critters", "sprouts", "planets", "clay"} <= set(styles)
+    for style in styles:
+        names, held_out = held_out_looks(style)
+        looks = [tuple(draw_style(style, number, 8)[2].get(name) for name in names) for number in range(10)]
+        assert names and looks[0] in held_out and not set(looks) <= held_out, style
+        split, picture, caption, attributes = next(style_examples(1, 32, style))
+        assert split == "validation" and picture.size == (32, 32) and attributes["stated"], style
+        assert re.fullmatch(r"[a-z]+(,? [a-z]+)*", caption), (style, caption)
+        assert all(attributes[name] in values for name, values in style_attributes(style).items() if name in attributes), style
+
+
+@pytest.mark.parametrize("style", ["voxel-art", "critters", "toon-head", "big-smile"])
+def test_style_captions_tell_the_truth_and_nothing_unstated(style):
+    for number, (_, picture, caption, attributes) in enumerate(style_examples(12, 64, style)):
+        stated, parts = attributes["stated"], attributes["parts"]
+        assert len(stated) >= 3 and len(set(stated)) == len(stated)
+        words, pixels = re.findall(r"[a-z]+", caption), np.asarray(picture)
+        known = {*style.split("-"), *"a an no with on and drawing picture hair skin hat".split()}
+        for name in stated:
+            said = set() if attributes[name] in ("none", "yes") else set(attributes[name].split())
+            part = set(re.sub("([A-Z])", r" \1", name.removesuffix("Color")).lower().split())
+            assert said <= {*words, *part}, (caption, name, attributes[name])
+            known |= said | part
+            if name.endswith("Color"):
+                assert (pixels == ImageColor.getrgb(parts[name][0])).all(-1).any(), (caption, name)
+            elif attributes[name] != "none":
+                assert draw_style(style, number, 64, **{f"{name}Probability": 0})[0].tobytes() != picture.tobytes(), (caption, name)
+            else: assert f"{name}Variant" not in parts
+        assert set(words) <= known, (caption, set(words) - known)
+
+
+def test_what_a_mask_or_a_missing_hat_hides_is_not_said():
+    masked = [attributes for *_, attributes in style_examples(60, 32, "big-smile") if attributes["accessories"] == "face mask"]
+    assert len(masked) >= 2 and not any("mouth" in attributes["stated"] for attributes in masked)
+    for *_, attributes in style_examples(40, 64, "voxel-art"):
+        hatted = attributes["top"] in ("cap", "beanie", "animal ears", "bunny ears")
+        assert ("hatColor" in attributes) == hatted and ("hatColor" not in attributes["stated"] or hatted)
+
+
+def test_a_style_is_split_by_combinations_alike_at_any_size_and_count():
+    config = DataConfig(style="voxel-art", count=60, validation_fraction=0.2)
+    names, held_out = held_out_looks("voxel-art", 0.2)
+    assert len(names) == 3 and held_out_looks("voxel-art", 0.1)[1] < held_out
+    for split in ["train", "validation"]:
+        looks = {tuple(attributes[name] for name in names) for attributes in load_data(config, split).attributes}
+        assert looks and (looks <= held_out if split == "validation" else not looks & held_out)
+    assert len(load_data(DataConfig(style="critters", count=10), "validation")) >= 1
+    few, many = list(style_examples(5, 32, "critters")), list(style_examples(9, 96, "critters"))
+    hide = lambda attributes: {name: value for name, value in attributes.items() if name != "stated"}
+    assert [(split, hide(attributes)) for split, _, _, attributes in few] == [(s, hide(a)) for s, _, _, a in many[:5]]
+
+
+def test_a_style_is_the_same_in_every_process():
+    code = ("from vqgen.styles import style_examples; import hashlib; print(hashlib.sha256(repr([(split, picture.tobytes(), "
+            "caption, attributes) for split, picture, caption, attributes in style_examples(6, 32, 'toon-head')]).encode()).hexdigest())")
+    run = lambda seed: subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
+                                      capture_output=True, text=True, timeout=120).stdout
+    assert run("1") == run("2") != ""
+
+
+def test_a_style_that_may_not_be_drawn_is_refused():
+    fails(DataConfig(style="voxelart"), "'voxelart'", "did you mean 'voxel-art'?")
+    fails(DataConfig(style="bottts"), "'bottts'", "'Free for personal and commercial use'", "choose one of", "lorelei")
+    fails(DataConfig(style="../voxel-art/x"), "no DiceBear style")
+    with pytest.raises(VQGenError) as error: describe_style("icons")
+    assert "'MIT'" in str(error.value) and "avataaars" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_colours_go_by_everyday_names():
+    names = {"#000000": "black", "#ffffff": "white", "#808080": "grey", "#de0f0d": "red", "#f76707": "orange", "#ffd43b": "yellow",
+             "#40c057": "green", "#14b8a6": "teal", "#228be6": "blue", "#a06fb8": "purple", "#f472b6": "pink", "#8d5524": "brown",
+             "#5a3825": "brown", "#cb9e6e": "tan", "#f5d0b0": "beige", "#172554": "dark blue", "#fda4af": "pink", "#ff9d9d": "pink"}
+    assert {shade: color_name(shade) for shade in names} == names
 
 
 # Emoji
@@ -136,7 +224,8 @@ def test_same_config_same_fingerprint_same_bytes(tmp_path, monkeypatch):
     assert sorted(first) == ["train.parquet", "validation.parquet"]
 
 
-@pytest.mark.parametrize("change", [{"count": 61}, {"image_size": 64}, {"validation_fraction": 0.2}, {"source": "emoji"}])
+@pytest.mark.parametrize("change", [{"count": 61}, {"image_size": 64}, {"validation_fraction": 0.2}, {"source": "emoji"},
+                                    {"style": "voxel-art"}])
 def test_another_config_has_another_fingerprint(change):
     assert data_fingerprint(DataConfig(**{"count": 60, **change})) != data_fingerprint(DataConfig(count=60))
 

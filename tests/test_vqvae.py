@@ -5,9 +5,10 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqgen.config import VQGenError, VQVAEConfig
-from vqgen.vqvae.model import VQVAE, psnr
-from vqgen.vqvae.quantizer import VectorQuantizerEMA, draw_rows, kmeans, nearest_codes
+from vqgen.config import TrainConfig, VQGenError, VQVAEConfig, parse_config
+from vqgen.training import load_model, save_model, train
+from vqgen.vqvae.model import VQVAE, psnr, reconstruction_loss, ssim
+from vqgen.vqvae.quantizer import VectorQuantizerEMA, argmin, draw_rows, kmeans, nearest_codes, rotate
 
 SMALL = dict(hidden_channels=16, residual_channels=8, residual_layers=1, codebook_size=32, code_dim=8)
 
@@ -40,6 +41,27 @@ def test_codes_equal_brute_force(rows, size, dim, shift, seed):
     assert (chosen - best <= 1e-5 * best + 1e-5).all()
 
 
+@settings(max_examples=25, deadline=None)
+@given(batch=st.integers(1, 3), size=st.integers(1, 70), dim=st.integers(1, 9), height=st.integers(1, 6), width=st.integers(1, 6),
+       dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]), gradient=st.sampled_from(["straight-through", "rotation"]))
+def test_any_shape_size_and_type(batch, size, dim, height, width, dtype, gradient):
+    quantizer = VectorQuantizerEMA(size, dim, gradient=gradient).train()
+    z = torch.randn(batch, dim, height, width).to(dtype).requires_grad_()
+    for _ in range(3): result = quantizer(z)
+    (result.quantized.float().square().mean() + result.loss).backward()
+    assert result.quantized.shape == z.shape and result.quantized.dtype == dtype and result.codes.shape == (batch, height, width)
+    assert 0 <= result.codes.min() and result.codes.max() < size and result.loss.isfinite() and z.grad.isfinite().all()
+    quantizer.eval()
+    assert quantizer(z).quantized.equal(quantizer.decode(quantizer.encode(z)).to(dtype))
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 40), blocks=st.integers(1, 5), values=st.integers(2, 1000))
+def test_argmin_finds_the_smallest(rows, blocks, values):
+    scores = torch.randint(values, (rows, 32 * blocks)).float()      # with ties
+    assert scores.gather(1, argmin(scores)[:, None])[:, 0].equal(scores.amin(1))
+
+
 def test_kmeans_centres_are_the_means_of_their_rows():
     rows = torch.randn(600, 4)
     centres, counts = kmeans(rows, 6, rounds=200)
@@ -64,7 +86,7 @@ def test_draws_depend_only_on_the_random_state():
 def test_a_used_code_moves_to_the_mean_of_its_inputs():
     quantizer = VectorQuantizerEMA(2, 3, decay=0.5, revive_after=0)
     quantizer._set(slice(None), torch.tensor([[-5.0, 0, 0], [5.0, 0, 0]]), torch.ones(2))
-    quantizer.initialised.fill_(True)
+    quantizer.steps.fill_(1000)
     rows = torch.randn(40, 3) + torch.tensor([[-5.0, 1, 2]] * 20 + [[5.0, -1, 0]] * 20)
     for _ in range(60): quantizer(rows.T.reshape(1, 3, 5, 8))
     torch.testing.assert_close(quantizer.codebook, torch.stack([rows[:20].mean(0), rows[20:].mean(0)]), rtol=0, atol=1e-4)
@@ -73,7 +95,7 @@ def test_a_used_code_moves_to_the_mean_of_its_inputs():
 def test_revived_codes_are_reset_and_stay_alive():
     quantizer = VectorQuantizerEMA(16, 4, decay=0.9)
     quantizer._set(slice(None), torch.full((16, 4), 1000.0) + torch.rand(16, 4), torch.ones(16))   # all far off
-    quantizer.initialised.fill_(True)
+    quantizer.steps.fill_(1000)
     for step in range(120):
         codes = quantizer(torch.randn(2, 4, 8, 8)).codes
         if step == 60:
@@ -88,7 +110,7 @@ def test_revived_codes_are_reset_and_stay_alive():
 def test_revival_moves_dead_codes_onto_current_vectors():
     quantizer = VectorQuantizerEMA(8, 2, decay=0.5)
     quantizer._set(slice(None), torch.full((8, 2), 50.0), torch.zeros(8))
-    quantizer.initialised.fill_(True)
+    quantizer.steps.fill_(1000)
     z = torch.randn(1, 2, 4, 4)
     quantizer(z)
     rows = z.movedim(1, -1).reshape(-1, 2)
@@ -127,7 +149,7 @@ def test_gradients_reach_every_parameter():
     loss, metrics = model.loss(torch.rand(4, 3, 16, 16) * 2 - 1)
     loss.backward()
     for name, parameter in model.named_parameters(): assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-    assert set(metrics) == {"reconstruction", "commitment", "perplexity", "psnr"}
+    assert set(metrics) == {"reconstruction", "commitment", "usage", "perplexity", "psnr"}
     assert all(not value.requires_grad and value.ndim == 0 for value in metrics.values())
     assert 1 <= metrics["perplexity"] <= 32
 
@@ -142,6 +164,70 @@ def test_straight_through_passes_the_gradient_unchanged():
     assert result.quantized.equal(table[result.codes].movedim(-1, 1))      # the codes' own values, to the bit
 
 
+def test_rotation_turns_and_scales_the_gradient():
+    rows, nearest, wish = torch.randn(50, 6, requires_grad=True), torch.randn(50, 6), torch.randn(50, 6)
+    result = rotate(rows, nearest)
+    assert result.equal(nearest)
+    (result * wish).sum().backward()
+    stretch = nearest.norm(dim=1) / rows.detach().norm(dim=1)
+    cosine = lambda a, b: torch.cosine_similarity(a, b, dim=1)
+    torch.testing.assert_close(rows.grad.norm(dim=1), stretch * wish.norm(dim=1), rtol=1e-4, atol=1e-5)      # a rotation keeps lengths
+    torch.testing.assert_close(cosine(rows.grad, rows.detach()), cosine(wish, nearest), rtol=1e-4, atol=1e-5)   # and angles
+
+
+def test_usage_is_counted_over_an_epoch():
+    quantizer = VectorQuantizerEMA(4, 1, revive_after=0).train()
+    quantizer._set(slice(None), torch.tensor([[0.0], [1], [2], [3]]), torch.ones(4))
+    quantizer.steps.fill_(1000)
+    look = lambda *values: quantizer(torch.tensor(values).view(1, 1, 1, -1))
+    look(0.0, 0.0)
+    assert [value.item() for value in quantizer.usage()] == [0.25, 1]       # the first epoch so far
+    look(1.0, 1.0)
+    quantizer.new_epoch()
+    look(3.0, 3.0)
+    usage, perplexity = quantizer.usage()
+    assert usage == 0.5 and abs(perplexity - 2) < 1e-5                      # the last whole one: 0 and 1, equally often
+    quantizer.new_epoch()
+    assert quantizer.usage()[0] == 0.25
+    quantizer.eval()(torch.zeros(1, 1, 2, 2))
+    assert quantizer.counts.sum() == 2
+
+
+def test_the_loop_closes_an_epoch_when_all_data_was_seen(tmp_path):
+    model, data = small_model(), [{"images": torch.rand(3, 16, 16) * 2 - 1} for _ in range(10)]
+    train(model, data, TrainConfig(steps=6, batch_size=4), tmp_path)       # 24 pictures of 16 codes: the third epoch has begun
+    assert model.quantizer.counts.sum(1).tolist() == [8 * 16, 4 * 16]      # epochs end after batches 3 (12) and 5 (20)
+
+
+@pytest.mark.parametrize("change", [{"codebook_size": 64}, {"code_dim": 4}])
+def test_checkpoint_of_another_codebook_is_refused_with_both_numbers(change, tmp_path):
+    with pytest.raises(VQGenError, match=r"32 codes of length 8.*(64 codes of length 8|32 codes of length 4)"):
+        small_model(**change).load_state_dict(small_model().state_dict())
+    save_model(small_model(), tmp_path)
+    assert load_model(tmp_path, VQVAE).config == small_model().config
+
+
+def test_errors_of_the_reconstruction_loss():
+    original = torch.rand(2, 3, 32, 32) * 2 - 1
+    noisy = (original + 0.3 * torch.randn_like(original)).clamp(-1, 1).requires_grad_()
+    weights = lambda **given: VQVAEConfig(**{"l1_weight": 0, "mse_weight": 0, **given})
+    l1, mse, structure = (reconstruction_loss(noisy, original, weights(**{f"{name}_weight": 1})) for name in ("l1", "mse", "ssim"))
+    assert l1 == (noisy - original).abs().mean() and mse == (noisy - original).square().mean()
+    assert structure == 1 - ssim(noisy, original).mean() and 0 < structure < 1
+    torch.testing.assert_close(reconstruction_loss(noisy, original, VQVAEConfig(ssim_weight=0.5)), l1 + mse + 0.5 * structure)
+    structure.backward()
+    assert noisy.grad.isfinite().all() and noisy.grad.abs().sum() > 0
+    with pytest.raises(VQGenError, match="all 0"): parse_config({"vqvae": {"model": {"l1_weight": 0, "mse_weight": 0}}})
+
+
+def test_lpips_without_its_weights_says_what_to_do():
+    try: import torchvision   # noqa: F401
+    except ImportError:
+        with pytest.raises(VQGenError, match="pip install torchvision"):
+            small_model(lpips_weight=1.0).loss(torch.rand(1, 3, 64, 64) * 2 - 1)
+    else: pytest.skip("torchvision is installed")
+
+
 def test_saved_and_loaded_model_gives_the_same_codes():
     model = small_model().train()
     images = torch.rand(8, 3, 16, 16) * 2 - 1
@@ -151,17 +237,17 @@ def test_saved_and_loaded_model_gives_the_same_codes():
     other.load_state_dict(model.state_dict())
     assert other.encode(images).equal(model.encode(images))
     assert other.decode(model.encode(images)).equal(model.decode(model.encode(images)))
-    assert {"quantizer.codebook", "quantizer.ema_count", "quantizer.ema_sum", "quantizer.initialised"} <= set(model.state_dict())
+    assert {"quantizer.codebook", "quantizer.ema_count", "quantizer.ema_sum", "quantizer.steps", "quantizer.counts"} <= set(model.state_dict())
     before = buffers(other)
     other.train().loss(images)
     assert (other.quantizer.codebook - before["quantizer.codebook"]).abs().max() < 5      # no second k-means start
-    assert other.quantizer.initialised
+    assert other.quantizer.steps == 5      # the start and four batches
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_inputs_stay_finite_and_exact(dtype):
+@pytest.mark.parametrize("dtype, size", [(torch.float16, 1e-6), (torch.float16, 200), (torch.float16, 15_000), (torch.bfloat16, 200), (torch.bfloat16, 1e15)])
+def test_half_precision_inputs_stay_finite_and_exact(dtype, size):
     quantizer = VectorQuantizerEMA(16, 4).train()
-    z = (torch.randn(2, 4, 8, 8) * 200).to(dtype).requires_grad_()
+    z = (torch.randn(2, 4, 8, 8).clamp(-4, 4) * size).to(dtype).requires_grad_()
     for _ in range(3):
         result = quantizer(z)
         (result.loss + result.quantized.float().mean()).backward()

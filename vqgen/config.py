@@ -31,7 +31,7 @@ class DataConfig(Section):
     "Where captioned pictures come from and how they are cut to size."
     source: str = "avatars"             # avatars | emoji | a Hub id | a .parquet file | a folder
     image_size: int = Field(32, ge=8)   # pictures are resized and centre-cropped to this square
-    style: str = "pixel-art"            # DiceBear style of the avatars
+    style: str = "pixel-art"            # of the avatars: pixel-art, or another DiceBear style such as voxel-art
     count: int = Field(8000, ge=10)     # number of avatars to draw
     image_column: str = "image"         # for Hub ids and parquet files
     caption_column: str = "text"
@@ -50,6 +50,17 @@ class VQVAEConfig(Section):
     commitment_weight: float = Field(0.25, ge=0)
     codebook_decay: float = Field(0.95, gt=0, lt=1)   # EMA decay of the codebook
     revive_after: float = Field(0.03, ge=0)    # a code used less than this share of the average code is dead
+    gradient: Literal["straight-through", "rotation"] = "straight-through"   # how it passes the quantizer
+    l1_weight: float = Field(1.0, ge=0)        # the parts of the reconstruction loss
+    mse_weight: float = Field(1.0, ge=0)
+    ssim_weight: float = Field(0.0, ge=0)
+    lpips_weight: float = Field(0.0, ge=0)     # needs torchvision and weights from the network
+
+    @model_validator(mode="after")
+    def _some_error_counts(self):
+        if not self.l1_weight + self.mse_weight + self.ssim_weight + self.lpips_weight:
+            raise ValueError("l1_weight, mse_weight, ssim_weight and lpips_weight are all 0: give one of them a weight")
+        return self
 
 # %% ../nbs/00_config.ipynb #d653cda4
 class TextConfig(Section):

@@ -27,6 +27,7 @@ from .avatars import ATTRIBUTES, avatar_examples, caption_of, hold_out, make_ava
 from .config import DataConfig, VQGenError
 from .emoji import emoji_examples
 from .sources import read_source
+from .styles import style_examples
 
 # %% ../nbs/01_data.ipynb #0f1d4d6c
 def to_square(picture, size):
@@ -47,7 +48,8 @@ BUILT_IN = ("avatars", "emoji")
 def _examples(config):
     "The examples of the source that `config` names."
     if config.source == "avatars":
-        return avatar_examples(config.count, config.image_size, config.style, config.validation_fraction)
+        if config.style == "pixel-art": return avatar_examples(config.count, config.image_size, config.validation_fraction)
+        return style_examples(config.count, config.image_size, config.style, config.validation_fraction)
     if config.source == "emoji": return emoji_examples(config.validation_fraction)
     return read_source(config)
 

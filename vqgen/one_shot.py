@@ -6,6 +6,7 @@
 __all__ = ['CanvasPairs', 'teacher_pairs', 'rectify']
 
 # %% ../nbs/31_one_shot.ipynb #7911c1a4
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,9 @@ def rectify(brain, data, validation, config, folder, seed=0, **options):
 
     `config` is a `RectifyConfig`; returns the history.
     """
-    path = Path(folder) / "state" / f"pairs-{fingerprint(brain)}.npy"
+    settings = config.model_dump(include={"pairs", "teacher_steps", "teacher_temperature", "teacher_guidance", "mask_share"})
+    digest = hashlib.sha256(repr((fingerprint(brain), settings, seed)).encode()).hexdigest()[:16]
+    path = Path(folder) / "state" / f"pairs-{digest}.npy"
     starts, codes = teacher_pairs(brain, data, config, path, seed)
     captions = [data.captions[i % len(data)] for i in range(len(codes))]
     pairs = CanvasPairs(starts.reshape(len(starts), -1), codes, captions, data.tokenizer)

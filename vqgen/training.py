@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['batch_indices', 'learning_rate_factor', 'write_atomically', 'save_model', 'read_description', 'load_model',
-           'fingerprint', 'save_state', 'load_state', 'stop_requests', 'start_accelerator', 'start_tracking',
-           'model_loss', 'Objective', 'make_optimizer', 'evaluate', 'batches', 'to_device', 'train']
+           'fingerprint', 'save_state', 'load_state', 'differences', 'stop_requests', 'start_accelerator',
+           'start_tracking', 'model_loss', 'begin_epoch', 'Objective', 'make_optimizer', 'evaluate', 'batches',
+           'to_device', 'train']
 
 # %% ../nbs/03_training.ipynb #e366dae3
 import contextlib
@@ -68,14 +69,13 @@ def save_model(model, folder, **facts):
     "Write `model.safetensors` and `config.json` (class, constructor arguments and `facts`) into `folder`."
     from safetensors.torch import save
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    arguments = {name: getattr(model, name).model_dump() for name in _constructor(type(model))}
-    description = json.dumps({"model": type(model).__name__, **arguments, **facts}, indent=2)
+    description = json.dumps({"model": type(model).__name__, **_sections(model), **facts}, indent=2)
     write_atomically(Path(folder) / "model.safetensors", lambda path: path.write_bytes(save(weights)))
     write_atomically(Path(folder) / "config.json", lambda path: path.write_text(description, "utf-8"))
 
-def _model_settings(model):
-    "The constructor arguments of `model` as one flat dict."
-    return {f"{name}.{key}": value for name in _constructor(type(model)) for key, value in getattr(model, name).model_dump().items()}
+def _sections(model):
+    "The constructor's arguments of `model`, each as a dict."
+    return {name: getattr(model, name).model_dump() for name in _constructor(type(model))}
 
 def _constructor(cls):
     "The names and types of the constructor's arguments, each a `Section`."
@@ -133,12 +133,14 @@ def load_state(path):
     except Exception as fault:   # torch reports damage by many types
         raise VQGenError(f"{path} is damaged ({type(fault).__name__}); delete it or pass --fresh to start over") from None
 
+def differences(before, now):
+    "The entries of the dict `now` that `before` has otherwise, as `key old -> new, ...`; empty where there are none."
+    return ", ".join(f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value)
+
 def _check_same_training(path, state, settings):
     "Refuse to resume a training with other settings than it began with."
-    changed = [f"{key} {state['settings'].get(key)} -> {settings[key]}" for key in settings
-               if key not in ("num_workers", "eval_every", "save_every") and state["settings"].get(key) != settings[key]]
-    if changed:
-        raise VQGenError(f"{path} was started with other settings ({', '.join(changed)}); put them back, or pass --fresh to start over")
+    changed = differences(state["settings"], {key: value for key, value in settings.items() if key not in ("num_workers", "eval_every", "save_every")})
+    if changed: raise VQGenError(f"{path} was started with other settings ({changed}); put them back, or pass --fresh to start over")
 
 # %% ../nbs/03_training.ipynb #62fd6058
 @contextlib.contextmanager
@@ -181,6 +183,10 @@ def start_tracking(accelerator, tracking, folder, settings):
 def model_loss(model, batch):
     "The default objective: the model's own `loss`."
     return model.loss(**batch)
+
+def begin_epoch(model):
+    "Tell a model that counts something by epochs (it has a method `new_epoch`) that all the data has been seen once more."
+    if hasattr(model, "new_epoch"): model.new_epoch()
 
 class Objective(nn.Module):
     "A model and its loss as one module, so that `forward` is what Accelerate wraps."
@@ -241,7 +247,8 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     Started again with the same `folder` and `stage` it goes on where it stopped. `loss(model, batch)` returns a
     scalar and a dict of metrics. Raises `VQGenError` when interrupted (after saving) or when the loss is not finite.
     """
-    settings = {**config.model_dump(), "seed": seed, **(facts or {}), **_model_settings(model)}
+    shape = {f"{name}.{key}": value for name, section in _sections(model).items() for key, value in section.items()}
+    settings = {**config.model_dump(), "seed": seed, **(facts or {}), **shape}
     run = _Run(Path(folder), stage, settings, facts or {})
     accelerator = start_accelerator(config, tracking, folder, run.settings)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
@@ -263,12 +270,13 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
             optimizer.zero_grad()
             average.update_parameters(model)
             run.record({"loss": value.detach(), **metrics}, schedule.get_last_lr()[0])
+            if run.step * config.batch_size % len(data) < config.batch_size: begin_epoch(model)
             stop = bool(requests)   # looked at once: a later signal must find a later step that saves
             last = stop or run.step == config.steps
             if validation is not None and (run.step % config.eval_every == 0 or last):
                 run.validate(evaluate(average.module, validation, loss, config.batch_size, device=accelerator.device))
             save = run.step % config.save_every == 0 or last
-            if save: run.check(model)
+            if save: run.check(model.parameters())
             run.report(progress, accelerator.log, last)
             if save and accelerator.is_main_process: run.save(parts)
             if stop: break
@@ -289,19 +297,17 @@ class _Measurements:
 
     def validate(self, metrics): self.validation = {f"validation/{key}": value for key, value in metrics.items()}
 
-    def check(self, model):
+    def check(self, values):
         "Raise `VQGenError` before numbers that are not finite could be saved."
-        if not all(value.isfinite().all() for value in [*(metrics["loss"] for metrics in self.pending), *model.parameters()]):
+        if not all(value.isfinite().all() for value in values):
             raise VQGenError(f"the loss or its gradient is not finite at step {self.step}; the last saved state is kept: "
                              "lower the learning rate, or train in full precision")
 
     def report(self, progress, log, last=False):
         progress.update()
         if self.step % 10 and not self.validation and not last: return
+        self.check(metrics["loss"] for metrics in self.pending)
         means = {key: sum(float(metrics[key]) for metrics in self.pending) / len(self.pending) for key in self.pending[0]}
-        if not math.isfinite(means["loss"]):
-            raise VQGenError(f"the loss is {means['loss']} at step {self.step}; the last saved state is kept: "
-                             "lower the learning rate, or train in full precision")
         self.pending = []
         self.history.append({"step": self.step, "learning_rate": self.rate, **means, **self.validation})
         log({f"{self.stage}/{key}": value for key, value in self.history[-1].items()}, step=self.step)
