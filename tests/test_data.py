@@ -130,8 +130,8 @@ def test_every_open_style_draws_captions_and_fills_both_splits():
     assert len(styles) == 56 and {"lorelei", "voxel-art", "critters", "sprouts", "planets", "clay"} <= set(styles)
     for style in styles:
         names, held_out = held_out_looks(style)
-        looks = [tuple(draw_style(style, number, 8)[2].get(name) for name in names) for number in range(10)]
-        assert names and looks[0] in held_out and not set(looks) <= held_out, style
+        look = lambda number: tuple(draw_style(style, number, 8)[2].get(name) for name in names)
+        assert names and look(0) in held_out and any(look(number) not in held_out for number in range(1, 10)), style
         split, picture, caption, attributes = next(style_examples(1, 32, style))
         assert split == "validation" and picture.size == (32, 32) and attributes["stated"], style
         assert re.fullmatch(r"[a-z]+(,? [a-z]+)*", caption), (style, caption)
