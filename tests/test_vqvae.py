@@ -181,14 +181,14 @@ def test_usage_is_counted_over_an_epoch():
     quantizer.steps.fill_(1000)
     look = lambda *values: quantizer(torch.tensor(values).view(1, 1, 1, -1))
     look(0.0, 0.0)
-    assert [value.item() for value in quantizer.usage()] == [0.25, 1]       # the first epoch so far
+    assert quantizer.usage() == {"usage": 0.25, "perplexity": 1}            # the first epoch so far
     look(1.0, 1.0)
     quantizer.new_epoch()
     look(3.0, 3.0)
-    usage, perplexity = quantizer.usage()
-    assert usage == 0.5 and abs(perplexity - 2) < 1e-5                      # the last whole one: 0 and 1, equally often
+    used = quantizer.usage()
+    assert used["usage"] == 0.5 and abs(used["perplexity"] - 2) < 1e-5      # the last whole one: 0 and 1, equally often
     quantizer.new_epoch()
-    assert quantizer.usage()[0] == 0.25
+    assert quantizer.usage()["usage"] == 0.25
     quantizer.eval()(torch.zeros(1, 1, 2, 2))
     assert quantizer.counts.sum() == 2
 

@@ -77,6 +77,10 @@ def _sections(model):
     "The constructor's arguments of `model`, each as a dict."
     return {name: getattr(model, name).model_dump() for name in _constructor(type(model))}
 
+def _shape(model):
+    "The same as one flat dict."
+    return {f"{name}.{key}": value for name, section in _sections(model).items() for key, value in section.items()}
+
 def _constructor(cls):
     "The names and types of the constructor's arguments, each a `Section`."
     return {name: hint for name, hint in typing.get_type_hints(cls.__init__).items() if name != "return"}
@@ -185,8 +189,9 @@ def model_loss(model, batch):
     return model.loss(**batch)
 
 def begin_epoch(model):
-    "Tell a model that counts something by epochs (it has a method `new_epoch`) that all the data has been seen once more."
-    if hasattr(model, "new_epoch"): model.new_epoch()
+    "Tell those parts of a model that count something by epochs (they have a method `new_epoch`) that all data was seen once more."
+    for part in model.modules():
+        if hasattr(part, "new_epoch"): part.new_epoch()
 
 class Objective(nn.Module):
     "A model and its loss as one module, so that `forward` is what Accelerate wraps."
@@ -247,9 +252,7 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     Started again with the same `folder` and `stage` it goes on where it stopped. `loss(model, batch)` returns a
     scalar and a dict of metrics. Raises `VQGenError` when interrupted (after saving) or when the loss is not finite.
     """
-    shape = {f"{name}.{key}": value for name, section in _sections(model).items() for key, value in section.items()}
-    settings = {**config.model_dump(), "seed": seed, **(facts or {}), **shape}
-    run = _Run(Path(folder), stage, settings, facts or {})
+    run = _Run(Path(folder), stage, {**config.model_dump(), "seed": seed, **(facts or {}), **_shape(model)}, facts or {})
     accelerator = start_accelerator(config, tracking, folder, run.settings)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizer = make_optimizer(model, config, special_rates)

@@ -94,14 +94,9 @@ class VQVAE(nn.Module):
         "The training loss of pictures, and its parts: reconstruction, commitment, psnr; usage and perplexity of the last epoch."
         pictures, quantized = self(images)
         reconstruction = reconstruction_loss(pictures, images, self.config)
-        usage, perplexity = self.quantizer.usage()
         metrics = dict(reconstruction=reconstruction.detach(), commitment=quantized.loss.detach(),
-                       psnr=psnr(pictures.detach(), images).mean(), usage=usage, perplexity=perplexity)
+                       psnr=psnr(pictures.detach(), images).mean(), **self.quantizer.usage())
         return reconstruction + quantized.loss, metrics
-
-    def new_epoch(self):
-        "Begin to count the codes in use anew."
-        self.quantizer.new_epoch()
 
     def num_codes_per_side(self, image_size):
         "The side of the grid of codes of a picture of side `image_size`."

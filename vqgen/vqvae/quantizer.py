@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'argmin', 'nearest_codes', 'StraightThrough', 'rotate', 'mean_squared_distance', 'total', 'count_and_sum',
-           'draw_rows', 'kmeans', 'Codebook', 'as_rows', 'Quantized', 'VectorQuantizerEMA']
+           'draw_rows', 'kmeans', 'Codebook', 'CodebookEMA', 'as_rows', 'Quantized', 'VectorQuantizerEMA']
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #cab6c9ed
 from typing import NamedTuple
@@ -120,19 +120,48 @@ def kmeans(rows, codebook_size, rounds=10):
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #6f88e17a
 class Codebook(nn.Module):
-    """K code vectors, kept in buffers, which follow the vectors that choose them by a moving average.
-
-    Learned by counting (van den Oord et al. 2017, arXiv 1711.00937, appendix A.1). A code that is used less than
-    `revive_after` times as often as the average one moves onto a current vector (arXiv 2005.00341).
-    """
-    def __init__(self, codebook_size, code_dim, decay=0.95, revive_after=0.03):
+    "K code vectors, and what is known of their use, in buffers."
+    def __init__(self, codebook_size, code_dim):
         super().__init__()
-        self.decay, self.revive_after = decay, revive_after
         self.register_buffer("codebook", torch.randn(codebook_size, code_dim))
         self.register_buffer("ema_count", torch.ones(codebook_size))     # rows per step that choose the code
         self.register_buffer("ema_sum", self.codebook.clone())           # the sum of these rows
         self.register_buffer("steps", torch.tensor(0))                   # batches learned from
         self.register_buffer("counts", torch.zeros(2, codebook_size, dtype=torch.int64))     # of the last epoch and of this one
+
+    def _set(self, which, vectors, counts):
+        "Put codes to new places, with nothing left of their past."
+        self.codebook[which] = vectors
+        self.ema_count[which] = counts
+        self.ema_sum[which] = self.codebook[which] * self.ema_count[which][:, None]
+
+    def new_epoch(self):
+        "Begin to count the codes in use anew."
+        self.counts.copy_(torch.stack([self.counts[1], torch.zeros_like(self.counts[1])]))
+
+    def usage(self):
+        "The share of the codes in use (`usage`) and how many in effect (`perplexity`), of the last whole epoch, or of the first so far."
+        counts = torch.where(self.counts[0].any(), *self.counts)
+        shares = counts / counts.sum().clamp(min=1)
+        return {"usage": (counts > 0).float().mean(), "perplexity": torch.special.entr(shares).sum().exp()}
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        mine, other = self.codebook.shape, state.get(prefix + "codebook", self.codebook).shape
+        if other != mine:
+            raise VQGenError(f"the checkpoint has a codebook of {other[0]} codes of length {other[1]}, this model one of {mine[0]} codes "
+                             f"of length {mine[1]}: set codebook_size {other[0]} and code_dim {other[1]}, or train anew")
+        super()._load_from_state_dict(state, prefix, *rest)
+
+# %% ../../nbs/11_vqvae.quantizer.ipynb #5a1e7403
+class CodebookEMA(Codebook):
+    """A codebook whose vectors follow the vectors that choose them, by a moving average.
+
+    Learned by counting (van den Oord et al. 2017, arXiv 1711.00937, appendix A.1). A code that is used less than
+    `revive_after` times as often as the average one moves onto a current vector (arXiv 2005.00341).
+    """
+    def __init__(self, codebook_size, code_dim, decay=0.95, revive_after=0.03):
+        super().__init__(codebook_size, code_dim)
+        self.decay, self.revive_after = decay, revive_after
 
     @torch.no_grad()
     def start(self, rows):                                               # (N, D)
@@ -157,29 +186,6 @@ class Codebook(nn.Module):
             errors = (rows - self.codebook[codes]).square().sum(1)
             self._set(dead, draw_rows(rows, errors, int(dead.sum())), count.mean())
 
-    def new_epoch(self):
-        "Begin to count the codes in use anew."
-        self.counts.copy_(torch.stack([self.counts[1], torch.zeros_like(self.counts[1])]))
-
-    def usage(self):
-        "`(usage, perplexity)` of the last whole epoch, or of the first one so far: the share of the codes in use, and how many in effect."
-        counts = torch.where(self.counts[0].any(), *self.counts)
-        shares = counts / counts.sum().clamp(min=1)
-        return (counts > 0).float().mean(), torch.special.entr(shares).sum().exp()
-
-    def _load_from_state_dict(self, state, prefix, *rest):
-        mine, other = self.codebook.shape, state.get(prefix + "codebook", self.codebook).shape
-        if other != mine:
-            raise VQGenError(f"the checkpoint has a codebook of {other[0]} codes of length {other[1]}, this model one of {mine[0]} codes "
-                             f"of length {mine[1]}: set codebook_size {other[0]} and code_dim {other[1]}, or train anew")
-        super()._load_from_state_dict(state, prefix, *rest)
-
-    def _set(self, which, vectors, counts):
-        "Put codes to new places, with nothing left of their past."
-        self.codebook[which] = vectors
-        self.ema_count[which] = counts
-        self.ema_sum[which] = self.codebook[which] * self.ema_count[which][:, None]
-
 # %% ../../nbs/11_vqvae.quantizer.ipynb #f13fc719
 def as_rows(z, over_all=False):
     "Vectors `(B, D, h, w)` -> float32 rows `(B h w, D)`; NaN or infinity (`over_all`: in any process) raises `VQGenError`."
@@ -198,7 +204,7 @@ class Quantized(NamedTuple):
     loss: torch.Tensor         # scalar: the commitment loss, weighted
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #50b93eb6
-class VectorQuantizerEMA(Codebook):
+class VectorQuantizerEMA(CodebookEMA):
     """Replaces each vector by the nearest of K codes: `(B, D, h, w)` -> `Quantized`.
 
     Begins with k-means over the first training batches. `gradient` is `"straight-through"` or `"rotation"`. Computes
