@@ -78,6 +78,7 @@ class BrainConfig(Section):
     mlp_ratio: float = Field(4.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     caption_dropout: float = Field(0.1, ge=0, lt=1)
+    mask_share: float = Field(0.3, ge=0, le=1) # of the noise that hides codes: this share is [MASK], the rest random codes
 
     @model_validator(mode="after")
     def _heads_divide_width(self):
@@ -113,7 +114,6 @@ class StageConfig(TrainConfig):
     generation_weight: float = Field(1.0, ge=0)
     caption_weight: float = Field(0.0, ge=0)
     caption_share: float = Field(0.25, gt=0, le=1)   # of the batch is captioned: reading costs as much as drawing
-    mask_share: float = Field(0.3, ge=0, le=1)       # of the hidden codes: this share is [MASK], the rest random codes
     pure_noise_share: float = Field(0.0, ge=0, le=1) # of the batch: every code is hidden, as in one-shot generation
     gate_learning_rate: float | None = Field(None, gt=0)   # of the bridges' gates; by default as the rest
 

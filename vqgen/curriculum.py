@@ -16,7 +16,7 @@ from .training import train
 @torch.no_grad()
 def start_from_codebook(brain, codebook):
     "Let embeddings and scores of codes start as a random projection of their vectors (K, D)."
-    vectors = (codebook - codebook.mean(0)) / codebook.std().clamp_min(1e-6)
+    vectors = ((codebook - codebook.mean(0)) / codebook.std().clamp_min(1e-6)).cpu()
     projected = vectors @ torch.randn(vectors.shape[1], brain.config.width) / vectors.shape[1] ** 0.5
     brain.codes.tokens.weight[:-1] = 0.5 * projected
     brain.code_head.weight.copy_(0.02 * projected)

@@ -57,7 +57,7 @@ class AttributeOracle(nn.Module):
 
 # %% ../nbs/32_evaluation.ipynb #d6730578
 class LabelledImages(Dataset):
-    "Pictures of a data set with the numbers of their attributes; with a `vqvae`, every second picture as it reconstructs it."
+    "Pictures of a data set with the numbers of their attributes; with a `vqvae`, every second one of a batch as it reconstructs it."
     def __init__(self, data, attributes, vqvae=None):
         self.data, self.vqvae = data, vqvae
         self.labels = torch.tensor([[values.index(face[name]) for name, values in attributes.items()] for face in data.attributes])
@@ -67,7 +67,9 @@ class LabelledImages(Dataset):
     @torch.no_grad()
     def __getitems__(self, indices):
         images = self.data.batch(indices)
-        if self.vqvae is not None: images[::2] = self.vqvae.decode(self.vqvae.encode(images[::2]))
+        if self.vqvae is not None:
+            device = next(self.vqvae.parameters()).device
+            images[::2] = self.vqvae.decode(self.vqvae.encode(images[::2].to(device))).cpu()
         return [{"images": image, "labels": self.labels[i]} for image, i in zip(images, indices)]
 
     def __getitem__(self, index): return self.__getitems__([index])[0]

@@ -44,9 +44,9 @@ def teacher_pairs(teacher, data, config, path, seed=0, batch_size=100):
         device, parts = next(teacher.parameters()).device, []
         for indices in tqdm(torch.arange(config.pairs).split(batch_size), desc="teacher", dynamic_ncols=True):
             text = pad([data.rows[i % len(data)] for i in indices]).to(device)
-            starts, codes = ([torch.Generator().manual_seed((seed + 1) * 10_000_019 + int(i)) for i in indices] for _ in range(2))
-            starts = teacher.noisy_canvas(starts, config.mask_share)
-            codes = teacher.generate(text, codes, config.teacher_steps, config.teacher_temperature, config.teacher_guidance, config.mask_share)
+            canvas_generators, generators = ([torch.Generator().manual_seed((seed + 1) * 10_000_019 + int(i)) for i in indices] for _ in range(2))
+            starts = teacher.noisy_canvas(canvas_generators)
+            codes = teacher.generate(text, generators, config.teacher_steps, config.teacher_temperature, config.teacher_guidance)
             parts.append(torch.stack([starts.view(codes.shape), codes.cpu()]))
         save_array(path, torch.cat(parts, 1).numpy().astype(np.int32))
     return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -57,8 +57,8 @@ def rectify(brain, data, validation, config, folder, seed=0, **options):
 
     `config` is a `RectifyConfig`; returns the history.
     """
-    settings = config.model_dump(include={"pairs", "teacher_steps", "teacher_temperature", "teacher_guidance", "mask_share"})
-    digest = hashlib.sha256(repr((fingerprint(brain), settings, seed)).encode()).hexdigest()[:16]
+    settings = config.model_dump(include={"pairs", "teacher_steps", "teacher_temperature", "teacher_guidance"})
+    digest = hashlib.sha256(repr((fingerprint(brain), brain.config, settings, seed)).encode()).hexdigest()[:16]
     path = Path(folder) / "state" / f"pairs-{digest}.npy"
     starts, codes = teacher_pairs(brain, data, config, path, seed)
     captions = [data.captions[i % len(data)] for i in range(len(codes))]

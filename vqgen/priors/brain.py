@@ -105,14 +105,15 @@ class LearningBrain(Hemispheres):
         `codes` (B, h, w); `start` (B, N) is the noise that hides codes, drawn afresh where it is not given.
         """
         codes = codes.flatten(1)                                                                     # (B, N)
-        if start is None: start = noise(torch.rand(2, *codes.shape, device=codes.device), self.mask_id, stage.mask_share)
+        if start is None: start = noise(torch.rand(2, *codes.shape, device=codes.device), self.mask_id, self.config.mask_share)
         hidden = hidden_positions(codes, stage.pure_noise_share)
         prompt = drop_captions(text, self.config.caption_dropout) if self.training else text
         scores = self.draw(torch.where(hidden, start, codes), prompt)[hidden]                        # (hidden, K)
         drawing = F.cross_entropy(scores.float(), codes[hidden])
         metrics = {"drawing": drawing.detach(), "accuracy": (scores.argmax(-1) == codes[hidden]).float().mean(), **self.gates()}
         if not stage.caption_weight: return stage.generation_weight * drawing, metrics
-        reading = self._reading(*(part[:math.ceil(stage.caption_share * len(codes))] for part in (codes, *text)))
+        count = math.ceil(stage.caption_share * len(codes))
+        reading = self._reading(codes[:count], text.input_ids[:count], text.attention_mask[:count])
         return stage.generation_weight * drawing + stage.caption_weight * reading, {**metrics, "reading": reading.detach()}
 
     def _reading(self, codes, ids, real):
@@ -144,20 +145,21 @@ def check_generation(config, text, generators, steps, temperature, guidance_scal
 class BiHemisphericBrain(LearningBrain):
     """CFTN v2: draws codes from captions (masked modelling, arXiv 2202.04200; in one pass from a noisy canvas, after
     arXiv 2507.15897) and writes captions for codes."""
-    def noisy_canvas(self, generators, mask_share=0.3):
+    def noisy_canvas(self, generators):
         "The start (B, N) of a generation: one canvas of noise for each `torch.Generator`."
         count = self.shape.side ** 2
-        return noise(torch.stack([torch.rand(2, count, generator=generator) for generator in generators], 1), self.mask_id, mask_share)
+        uniform = torch.stack([torch.rand(2, count, generator=generator) for generator in generators], 1)
+        return noise(uniform, self.mask_id, self.config.mask_share)
 
     @torch.no_grad()
-    def generate(self, text, generators, steps=1, temperature=0.0, guidance_scale=1.0, mask_share=0.3):
+    def generate(self, text, generators, steps=1, temperature=0.0, guidance_scale=1.0):
         """Codes (B, h, w) for `text`, one `torch.Generator` a picture; in one forward pass where `steps` is 1.
 
         `temperature` 0 takes the likeliest code: the randomness is in the noisy canvas. `guidance_scale` above 1 doubles
         the work (arXiv 2207.12598). Raises `VQGenError` for steps < 1, or guidance without caption dropout in training.
         """
         check_generation(self.config, text, generators, steps, temperature, guidance_scale)
-        canvas = self.noisy_canvas(generators, mask_share).to(text.input_ids.device)                   # (B, N)
+        canvas = self.noisy_canvas(generators).to(text.input_ids.device)                   # (B, N)
         decided = torch.zeros_like(canvas, dtype=torch.bool)
         for step in range(1, steps + 1):
             choice, certainty = choose(guided_scores(self, canvas, text, guidance_scale), temperature, generators)
