@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .avatars import ATTRIBUTES, avatar_examples, caption_of, hold_out, make_avatar, sample_attributes
+from .avatars import avatar_examples, hold_out
 from .config import DataConfig, VQGenError
 from .emoji import emoji_examples
 from .sources import read_source

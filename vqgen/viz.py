@@ -236,7 +236,7 @@ def gallery(rows, reconstructions, curves, title, summary):
     """One figure, 1400 pixels wide, that tells how an experiment went.
 
     `rows` is a list of `(caption, images (n, 3, H, W), group label)`, `reconstructions` a pair of `(n, 3, H, W)`:
-    originals and copies; `curves` a list of two or three `(title, history, keys)`, as `plot_curves` takes them;
+    originals and copies; `curves` a list of `(title, history, keys)`, as `plot_curves` takes them;
     `summary` is the line of figures below the title.
     """
     groups = {}

@@ -28,7 +28,8 @@ def ssim(pictures, originals):
     "Structural similarity of each picture `(B, 3, H, W)` in [-1, 1] with its original, `(B,)`; at most 1 (Wang et al. 2004)."
     from torchmetrics.functional.image import structural_similarity_index_measure
     with torch.autocast(pictures.device.type, enabled=False):
-        return structural_similarity_index_measure(pictures.float(), originals.float(), data_range=2.0, reduction="none")
+        unit = [(images.float() + 1) / 2 for images in (pictures, originals)]      # it is defined for brightness from 0 up
+        return structural_similarity_index_measure(*unit, data_range=1.0, reduction="none")
 
 # %% ../../nbs/13_vqvae.model.ipynb #f3e8e855
 def grid_side(image_size, f):
@@ -91,11 +92,11 @@ class VQVAE(nn.Module):
         return self.decoder(quantized.quantized), quantized    # (B, 3, H, W)
 
     def loss(self, images):
-        "The training loss of pictures, and its parts: reconstruction, commitment, psnr; usage and perplexity of the last epoch."
+        "The training loss of pictures, and its parts: reconstruction, commitment, psnr; in training usage and perplexity of the last epoch."
         pictures, quantized = self(images)
         reconstruction = reconstruction_loss(pictures, images, self.config)
         metrics = dict(reconstruction=reconstruction.detach(), commitment=quantized.loss.detach(),
-                       psnr=psnr(pictures.detach(), images).mean(), **self.quantizer.usage())
+                       psnr=psnr(pictures.detach(), images).mean(), **(self.quantizer.usage() if self.training else {}))
         return reconstruction + quantized.loss, metrics
 
     def num_codes_per_side(self, image_size):

@@ -33,10 +33,10 @@ def nearest_codes(rows, codebook, scratch=6 * 2**20):
 
     Exact up to rounding; never holds more than about `scratch` distances.
     """
-    centre, missing = codebook.mean(0), -len(codebook) % BLOCK    # measured from the centre numbers stay small, and rounding harmless
-    table = F.pad(codebook - centre, (0, 0, 0, missing))
+    centre = codebook.mean(0)                     # measured from here the numbers stay small, and rounding harmless
+    table = F.pad(codebook - centre, (0, 0, 0, -len(codebook) % BLOCK))
     norms = table.square().sum(1)                 # |z - c|^2 = |z|^2 - 2 z.c + |c|^2, and |z|^2 is the same for all codes
-    norms[len(codebook):] = torch.inf
+    norms[len(codebook):] = torch.inf             # what only fills the table up is never the nearest
     scores = rows.new_empty(min(len(rows), max(1, scratch // len(table))), len(table))
     with torch.autocast(rows.device.type, enabled=False):
         return torch.cat([argmin(torch.addmm(norms, part - centre, table.T, alpha=-2, out=scores[:len(part)]))
@@ -171,7 +171,7 @@ class CodebookEMA(Codebook):
         self.steps.fill_(1)
 
     @torch.no_grad()
-    def learn(self, rows, codes, epsilon=1e-5):                          # (N, D), (N,)
+    def learn(self, rows, codes):                                        # (N, D), (N,)
         "One step of each code towards the mean of the rows that chose it; then revive the dead."
         counts, sums = count_and_sum(rows, codes, len(self.codebook))
         self.counts[1] += counts.long()
@@ -179,7 +179,7 @@ class CodebookEMA(Codebook):
         self.steps += 1
         count = self.ema_count.lerp_(counts, rate)
         self.ema_sum.lerp_(sums, rate)
-        smoothed = (count + epsilon) / (count.sum() + len(count) * epsilon) * count.sum()     # Laplace: never zero
+        smoothed = (count + 1e-5) / (count.sum() + len(count) * 1e-5) * count.sum()           # Laplace: never zero
         self.codebook.copy_(self.ema_sum / smoothed[:, None])
         dead = count < self.revive_after * count.mean()
         if dead.any():
@@ -199,7 +199,7 @@ def as_rows(z, over_all=False):
 # %% ../../nbs/11_vqvae.quantizer.ipynb #3d570ab8
 class Quantized(NamedTuple):
     "What the quantizer returns."
-    quantized: torch.Tensor    # (B, D, h, w): code vectors, whose gradient goes straight to the input
+    quantized: torch.Tensor    # (B, D, h, w): code vectors, whose gradient reaches the input, straight or turned
     codes: torch.Tensor        # (B, h, w) int64, 0 <= code < K
     loss: torch.Tensor         # scalar: the commitment loss, weighted
 
