@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from .config import Config, VQGenError, dump_config, load_config, preset_names
+from .config import Config, VQGenError, dump_config, load_config
 
 # %% ../nbs/42_cli.ipynb #6b0d14e3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,

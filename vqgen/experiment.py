@@ -95,7 +95,7 @@ def load_oracle(run, data, vqvae):
 
 @torch.no_grad()
 def measure(pipeline, data, validation, oracle=None, count=400):
-    "A dict of figures: psnr, usage, perplexity, milliseconds; with an oracle also accuracy and ceiling (of true pictures' codes)."
+    "A dict of figures: psnr, usage, perplexity, milliseconds; with an oracle also accuracy, by_attribute and ceiling."
     vqvae, originals = pipeline.vqvae, validation.batch(range(len(validation)))
     codes = torch.from_numpy(encode_dataset(vqvae, validation, device=pipeline.device).astype("int64"))
     copies = torch.cat([vqvae.decode(part.to(pipeline.device)).cpu() for part in codes.split(64)])

@@ -106,6 +106,7 @@ def load_model(folder, cls):
     try:
         model = cls(**{name: hint(**description[name]) for name, hint in _constructor(cls).items()})
         model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    except VQGenError as fault: raise VQGenError(f"{folder}: {fault}") from None
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as fault:
         detail = " ".join(str(fault).split())[:200]
         raise VQGenError(f"the model in {folder} cannot be read ({detail}); train it again with --fresh, or restore the folder") from None
@@ -300,16 +301,16 @@ class _Measurements:
 
     def validate(self, metrics): self.validation = {f"validation/{key}": value for key, value in metrics.items()}
 
-    def check(self, values):
-        "Raise `VQGenError` before numbers that are not finite could be saved."
-        if not all(value.isfinite().all() for value in values):
+    def check(self, values=()):
+        "Raise `VQGenError` before a loss or `values` that are not finite could be saved."
+        if not all(value.isfinite().all() for value in [*(metrics["loss"] for metrics in self.pending), *values]):
             raise VQGenError(f"the loss or its gradient is not finite at step {self.step}; the last saved state is kept: "
                              "lower the learning rate, or train in full precision")
 
     def report(self, progress, log, last=False):
         progress.update()
         if self.step % 10 and not self.validation and not last: return
-        self.check(metrics["loss"] for metrics in self.pending)
+        self.check()
         means = {key: sum(float(metrics[key]) for metrics in self.pending) / len(self.pending) for key in self.pending[0]}
         self.pending = []
         self.history.append({"step": self.step, "learning_rate": self.rate, **means, **self.validation})

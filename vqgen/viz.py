@@ -153,7 +153,7 @@ def _draw_curves(axes, history, keys, title, ylabel):
             points = [(entry["step"], float(entry[name])) for entry in history if name in entry]
             if not points: continue
             steps, values = np.array(points).T
-            if len(values) > 60 and name == key:
+            if len(values) >= 40 and name == key:
                 axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
                 values = _running_mean(values, len(values) // 20)
             axes.plot(steps, values, color=colour, linewidth=1.6, label=name, **style)

@@ -37,7 +37,7 @@ def contenders(device):
     rows, scores = z.movedim(1, -1).reshape(-1, SHAPE[1]), torch.empty(z.numel() // SHAPE[1], CODES, device=device)
     ours = started(VectorQuantizerEMA(CODES, SHAPE[1]).to(device), codebook)
     frozen = started(VectorQuantizerEMA(CODES, SHAPE[1]).to(device), codebook).eval()
-    work = {"product": lambda: torch.mm(rows, codebook.T, out=scores),   # into memory that is there already
+    work = {"product": lambda: torch.mm(rows, codebook.T), "product_into_memory_at_hand": lambda: torch.mm(rows, codebook.T, out=scores),
             "search": lambda: nearest_codes(rows, codebook), "train": lambda: ours(z), "eval": lambda: frozen(z)}
     try: from vector_quantize_pytorch import VectorQuantize
     except ImportError: print("vector-quantize-pytorch is not installed: pip install -e '.[bench]'")

@@ -21,6 +21,7 @@ def encode_dataset(vqvae, data, batch_size=256, device="cpu"):
     """The codes of all pictures of `data`, a read-only memory-mapped array (N, h, w) of the smallest integer type that fits.
 
     Kept in the cache folder; written under a temporary name, so an interrupted encoding leaves nothing behind.
+    Moves `vqvae` to `device` where it has to encode.
     """
     path = cache_dir() / "codes" / f"{data.fingerprint}-{data.split}-{fingerprint(vqvae)}.npy"
     if not path.exists():
