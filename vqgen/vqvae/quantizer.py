@@ -28,7 +28,7 @@ def argmin(scores):
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #753306a3
 @torch.no_grad()
-def nearest_codes(rows, codebook, scratch=6 * 2**20):
+def nearest_codes(rows, codebook, scratch=4 * 2**20):
     """The number of the nearest code of each row: `(N, D)` and `(K, D)`, float32 -> `(N,)` int64.
 
     Exact up to rounding; never holds more than about `scratch` distances.
