@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from tiny import CONFIG, error_line, interrupt, vqgen, write_config
+from tiny import CONFIG, error_line, interrupt, scraps, vqgen, write_config
 
+from vqgen.checkpoints import fingerprint, load_model, read_description
 from vqgen.config import dump_config, load_config, parse_config, preset_names
 from vqgen.experiment import train_vqvae
-from vqgen.training import fingerprint, load_model, read_description
 from vqgen.vqvae.model import VQVAE
 
 
@@ -55,7 +55,7 @@ def test_run_folder_holds_what_it_should(run):
         assert {"config.yaml", "config.json", "model.safetensors", "state"} <= {path.name for path in (run / model).iterdir()}
         assert load_config(run / model / "config.yaml") == CONFIG
     assert (run / "cftn-v2/tokenizer.json").is_file()
-    assert not [path for path in run.rglob(".*") if path.is_file()], "scraps of unfinished writing"
+    assert not scraps(run), "scraps of unfinished writing"
 
 
 def test_generate_draws_a_row_for_each_caption(run, tmp_path):

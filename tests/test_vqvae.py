@@ -5,8 +5,9 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqgen.checkpoints import load_model, save_model
 from vqgen.config import TrainConfig, VQGenError, VQVAEConfig, parse_config
-from vqgen.training import load_model, save_model, train
+from vqgen.training import train
 from vqgen.vqvae.model import VQVAE, psnr, reconstruction_loss, ssim
 from vqgen.vqvae.quantizer import VectorQuantizerEMA, argmin, draw_rows, kmeans, nearest_codes, rotate
 

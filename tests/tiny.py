@@ -1,4 +1,5 @@
-"An experiment that trains in a second, and the `vqgen` command as a user runs it."
+"An experiment that trains in a second, a short training for each model, and the `vqgen` command as a user runs it."
+import functools
 import re
 import shutil
 import signal
@@ -6,9 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 import yaml
 
-from vqgen.config import parse_config
+from vqgen.checkpoints import newest_state
+from vqgen.config import StageConfig, TrainConfig, VQGenError, parse_config
+from vqgen.curriculum import new_brain, train_stage
+from vqgen.data import load_data
+from vqgen.priors.codes import CodedCaptions, encode_dataset
+from vqgen.priors.text import train_tokenizer
+from vqgen.training import train
+from vqgen.vqvae.model import VQVAE
 
 TREE = {
     "name": "tiny",
@@ -84,3 +94,78 @@ class Stopping:
         if self.batches == self.at: signal.raise_signal(self.number)
         fetch = getattr(self.data, "__getitems__", None)
         return fetch(indices) if fetch else [self.data[i] for i in indices]
+
+
+# --- one short training for each model there is ---
+
+STEPS = dict(steps=9, batch_size=8, warmup_steps=2, learning_rate=3e-3, save_every=4)
+SHORT = TrainConfig(**STEPS)
+
+
+def changed(config, **changes): return config.model_copy(update=changes)
+
+
+def unchanged(data): return data
+
+
+@functools.cache
+def splits(): return load_data(changed(CONFIG.data, flip=True)), load_data(CONFIG.data, "validation")
+
+
+@functools.cache
+def coded():
+    "A VQ-VAE that has seen one batch, a tokenizer, and both splits as codes and captions."
+    torch.manual_seed(0)
+    vqvae = VQVAE(CONFIG.vqvae.model)
+    vqvae.loss(splits()[0].batch(range(32)))
+    tokenizer = train_tokenizer(splits()[0].captions, CONFIG.text)
+    return vqvae.eval(), tokenizer, *(CodedCaptions(encode_dataset(vqvae, part), part.captions, tokenizer) for part in splits())
+
+
+def fit_vqvae(folder, wrap=unchanged, seed=0, **changes):
+    torch.manual_seed(0)
+    model = VQVAE(CONFIG.vqvae.model)
+    return model, train(model, wrap(splits()[0]), changed(SHORT, **changes), folder, validation=splits()[1], seed=seed)
+
+
+def fit_brain(folder, wrap=unchanged, seed=0, **changes):
+    vqvae, tokenizer, data, validation = coded()
+    model = new_brain(changed(CONFIG.cftn_v2.model, dropout=0.1), vqvae, tokenizer, splits()[0].image_size)
+    stage = StageConfig(caption_weight=0.2, pure_noise_share=0.3, gate_learning_rate=0.01, **{**STEPS, **changes})
+    return model, train_stage(model, "train", stage, wrap(data), validation, folder, seed=seed)
+
+
+FITS = {"vqvae": fit_vqvae, "brain": fit_brain}   # a new prior joins the tests of resume with a line here
+
+
+def train_plain(folder, wrap=unchanged, **changes):
+    "The shortest training of a VQ-VAE."
+    torch.manual_seed(0)
+    model = VQVAE(CONFIG.vqvae.model)
+    return model, train(model, wrap(load_data(CONFIG.data)), changed(SHORT, **changes), folder)
+
+
+# --- what is in a folder ---
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def weights(folder): return (Path(folder) / "model.safetensors").read_bytes()
+
+
+def load_step(folder, stage="train"):
+    "The step from which a training in `folder` would go on."
+    state, note = newest_state(Path(folder) / "state" / stage)
+    assert not note
+    return state["step"] if state else 0
+
+
+def scraps(folder): return [path for path in Path(folder).rglob(".*") if path.name != ".lock"]
+
+
+def refusal(call, *arguments, **options):
+    "The sentence with which `call` refuses."
+    with pytest.raises(VQGenError) as caught: call(*arguments, **options)
+    assert one_sentence(caught.value), str(caught.value)
+    return str(caught.value)

@@ -87,7 +87,7 @@ def generate(captions: Annotated[list[str], typer.Argument(help="One caption or 
 # %% ../nbs/42_cli.ipynb #d273ee0a
 def save_picture(picture, path):
     "Write a PIL picture as PNG and say where it is."
-    from vqgen.training import write_atomically
+    from vqgen.checkpoints import write_atomically
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
     print(f"saved {path}")
 

@@ -97,15 +97,18 @@ class PriorShape(Section):
 class TrainConfig(Section):
     "How long and how fast a model is trained."
     steps: int = Field(1000, ge=1)
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1)          # examples a step, shared by all processes
+    gradient_accumulation_steps: int = Field(1, ge=1)   # parts in which a process works off its share: less memory, same step
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(50, ge=0)        # linear warm-up, then a cosine to zero
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.99, ge=0, lt=1) # of the weights that are evaluated and saved
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False                      # torch.compile: slow to begin, then faster
     eval_every: int = Field(250, ge=1)         # steps between looks at the validation split
     save_every: int = Field(250, ge=1)         # steps between checkpoints
+    keep_checkpoints: int = Field(2, ge=1)     # the last ones; the best one stays besides
     num_workers: int = Field(0, ge=0)          # processes that load data
 
 # %% ../nbs/00_config.ipynb #61bf9aa7
@@ -127,8 +130,9 @@ class RectifyConfig(StageConfig):
 
 # %% ../nbs/00_config.ipynb #2bfd1e34
 class TrackingConfig(Section):
-    "Weights & Biases."
+    "Where curves and samples are shown besides the run folder."
     mode: Literal["off", "offline", "online"] = "off"
+    tracker: str = "wandb"              # wandb | tensorboard | another that Accelerate knows
     project: str = "vqgen"
 
 # %% ../nbs/00_config.ipynb #ae1f11d4

@@ -7,13 +7,15 @@ __all__ = ['TRAINERS', 'open_folder', 'load_splits', 'train_vqvae', 'open_tokeni
            'load_oracle', 'measure', 'summary', 'gallery_captions', 'draw_gallery', 'demo']
 
 # %% ../nbs/39_experiment.ipynb #9a134338
-import shutil
+import contextlib
 import time
 from pathlib import Path
 
 import torch
 
 from .avatars import ATTRIBUTES
+from .checkpoints import (differences, empty_folder, fingerprint, has_begun, load_model, lock_folder, read_description,
+                               write_atomically)
 from .config import VQGenError, dump_config
 from .curriculum import new_brain, train_curriculum
 from .data import load_data
@@ -22,18 +24,20 @@ from .one_shot import rectify
 from .pipeline import Pipeline
 from .priors.codes import CodedCaptions, encode_dataset
 from .priors.text import load_tokenizer, train_tokenizer
-from .training import differences, fingerprint, load_model, read_description, train, write_atomically
+from .training import train
 from .viz import gallery
 from .vqvae.model import VQVAE, psnr
 
 # %% ../nbs/39_experiment.ipynb #e399305e
+@contextlib.contextmanager
 def open_folder(config, run, model, fresh=False):
-    "The folder of `model` in `run`, with a copy of the config in it; `fresh` empties it first."
+    "The folder of `model` in `run`, locked, with a copy of the config in it; `fresh` empties it first."
     folder = Path(run) / model
-    if fresh and folder.exists(): shutil.rmtree(folder)
-    if not (folder / "state").exists():   # else it says how the training began
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(dump_config(config), "utf-8"))
-    return folder
+    with lock_folder(folder):
+        if fresh: empty_folder(folder)
+        if not has_begun(folder):   # else it says how the training began
+            write_atomically(folder / "config.yaml", lambda path: path.write_text(dump_config(config), "utf-8"))
+        yield folder
 
 # %% ../nbs/39_experiment.ipynb #ffb2b4e0
 def load_splits(config):
@@ -42,18 +46,18 @@ def load_splits(config):
 
 def train_vqvae(config, run, fresh=False):
     "Train the VQ-VAE of `config` in run folder `run`; returns it and its history."
-    folder = open_folder(config, run, "vqvae", fresh)
-    data, validation = load_splits(config)
-    torch.manual_seed(config.seed)
-    vqvae = VQVAE(config.vqvae.model)
-    history = train(vqvae, data, config.vqvae.train, folder, validation=validation, seed=config.seed, stage="vqvae",
-                    tracking=config.tracking, facts={"data": data.fingerprint})
+    with open_folder(config, run, "vqvae", fresh) as folder:
+        data, validation = load_splits(config)
+        torch.manual_seed(config.seed)
+        vqvae = VQVAE(config.vqvae.model)
+        history = train(vqvae, data, config.vqvae.train, folder, validation=validation, seed=config.seed, stage="vqvae",
+                        tracking=config.tracking, facts={"data": data.fingerprint})
     return vqvae, history
 
 # %% ../nbs/39_experiment.ipynb #f45192c3
 def open_tokenizer(folder, captions, config):
     "The tokenizer of a training that has begun in `folder`, else a new one, trained on `captions` and saved there."
-    if (folder / "state").exists(): return load_tokenizer(folder)
+    if has_begun(folder): return load_tokenizer(folder)
     tokenizer = train_tokenizer(captions, config)
     tokenizer.save_pretrained(str(folder))
     return tokenizer
@@ -65,16 +69,16 @@ def train_cftn_v2(config, run, fresh=False):
     if changed:
         raise VQGenError(f"the VQ-VAE in {run} has another shape than the config says ({changed}): "
                          f"use the config it was trained with ({run}/vqvae/config.yaml)")
-    folder = open_folder(config, run, "cftn-v2", fresh)
-    splits = load_splits(config)
-    tokenizer = open_tokenizer(folder, splits[0].captions, config.text)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    data, validation = (CodedCaptions(encode_dataset(vqvae, split, device=device), split.captions, tokenizer) for split in splits)
-    brain = new_brain(config.cftn_v2.model, vqvae, tokenizer, config.data.image_size, config.seed)
-    facts = {"vqvae": fingerprint(vqvae), "data": splits[0].fingerprint, **{f"text.{key}": value for key, value in config.text}}
-    options = {"seed": config.seed, "tracking": config.tracking, "facts": facts}
-    histories = train_curriculum(brain, config.cftn_v2, data, validation, folder, **options)
-    histories["rectify"] = rectify(brain, data, validation, config.cftn_v2.rectify, folder, **options)
+    with open_folder(config, run, "cftn-v2", fresh) as folder:
+        splits = load_splits(config)
+        tokenizer = open_tokenizer(folder, splits[0].captions, config.text)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        data, validation = (CodedCaptions(encode_dataset(vqvae, split, device=device), split.captions, tokenizer) for split in splits)
+        brain = new_brain(config.cftn_v2.model, vqvae, tokenizer, config.data.image_size, config.seed)
+        facts = {"vqvae": fingerprint(vqvae), "data": splits[0].fingerprint, **{f"text.{key}": value for key, value in config.text}}
+        options = {"seed": config.seed, "tracking": config.tracking, "facts": facts}
+        histories = train_curriculum(brain, config.cftn_v2, data, validation, folder, **options)
+        histories["rectify"] = rectify(brain, data, validation, config.cftn_v2.rectify, folder, **options)
     return brain, histories
 
 TRAINERS = {"vqvae": train_vqvae, "cftn-v2": train_cftn_v2}   # what `vqgen train` can train
@@ -89,7 +93,7 @@ def load_oracle(run, data, vqvae):
     if not knows_attributes(data): return None
     folder = Path(run) / "oracle"
     facts = {"data": data.fingerprint, "vqvae": fingerprint(vqvae)}
-    if folder.exists() and any(read_description(folder).get(key) != value for key, value in facts.items()): shutil.rmtree(folder)
+    if (folder / "config.json").exists() and differences(read_description(folder), facts): empty_folder(folder)
     train_oracle(data, ATTRIBUTES, folder, vqvae, facts=facts)
     return load_model(folder, AttributeOracle)
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .checkpoints import fingerprint
 from .curriculum import train_stage
 from .priors.codes import CodedCaptions, save_array
 from .priors.text import pad
-from .training import fingerprint
 
 # %% ../nbs/31_one_shot.ipynb #54020efb
 class CanvasPairs(CodedCaptions):

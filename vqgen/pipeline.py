@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from .checkpoints import fingerprint, load_model, read_description
 from .config import VQGenError
 from .priors.brain import BiHemisphericBrain
 from .priors.text import load_tokenizer, tokenize
-from .training import fingerprint, load_model, read_description
 from .viz import to_pil
 from .vqvae.model import VQVAE
 

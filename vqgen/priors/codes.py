@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..data import cache_dir
 from .text import pad, token_ids
-from ..training import fingerprint, write_atomically
+from ..checkpoints import fingerprint, write_atomically
 
 # %% ../../nbs/21_priors.codes.ipynb #d11bbb7c
 @torch.no_grad()
