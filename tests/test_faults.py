@@ -189,16 +189,36 @@ def test_folder_that_cannot_be_made(tmp_path):
     assert (tmp_path / "file").read_text("utf-8") == "in the way"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+READ_ONLY = """
+import sys, tiny as t
+from vqgen.config import VQGenError
+try: t.train_plain(sys.argv[1])
+except VQGenError as error: print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write anywhere, and setpriv cannot take that away")
 def test_folder_that_may_not_be_written(tmp_path):
-    train_plain(tmp_path / "run", steps=2)
+    "A process without root's right to write everywhere meets a read-only folder: one sentence, and nothing has changed."
+    refusal(train_plain, tmp_path / "run", lambda data: Stopping(data, 3))
     before = contents(tmp_path)
     folders = [tmp_path / "run", *(path for path in (tmp_path / "run").rglob("*") if path.is_dir())]
+    humble = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"] if os.geteuid() == 0 else []
     for folder in folders: folder.chmod(0o500)
-    try: assert "cannot write" in refusal(train_plain, tmp_path / "run", lambda data: Stopping(data, 1))
+    try: result = subprocess.run([*humble, sys.executable, "-c", READ_ONLY, str(tmp_path / "run")], cwd=HERE, capture_output=True, text=True, timeout=120)
     finally:
         for folder in folders: folder.chmod(0o700)
+    assert one_sentence(result.stdout.strip()) and "cannot write" in result.stdout and "ermission denied" in result.stdout, result
     assert contents(tmp_path) == before
+
+
+def test_worker_that_dies_ends_the_training_in_a_sentence(tmp_path):
+    "Killed while it reads, as by the kernel when memory runs out; the same command goes on, also without workers."
+    said = refusal(train_plain, tmp_path / "parts", lambda data: Stopping(data, 6, signal.SIGKILL), num_workers=1, save_every=1)
+    assert "reads data died" in said and "num_workers" in said and load_step(tmp_path / "parts") > 0
+    train_plain(tmp_path / "parts")
+    train_plain(tmp_path / "whole")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
 def test_full_disk_keeps_the_previous_checkpoint(tmp_path):

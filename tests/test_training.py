@@ -137,6 +137,57 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     assert load_model(tmp_path / "state/train/step-00000004", VQVAE).config == CONFIG.vqvae.model
 
 
+# --- the same step, worked off otherwise ---
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    "Where the codebook does not learn (it would look at each part for itself), parts change nothing but rounding."
+    def fit(folder, **changes):
+        torch.manual_seed(0)
+        model = VQVAE(CONFIG.vqvae.model)
+        model.loss(load_data(CONFIG.data).batch(range(64)))
+        model.quantizer.eval().train = lambda mode=True: model.quantizer
+        return train(model, load_data(CONFIG.data), changed(SHORT, ema_decay=0.0, **changes), folder)
+    whole, parts = fit(tmp_path / "whole"), fit(tmp_path / "parts", gradient_accumulation_steps=4)
+    assert [record["loss"] for record in parts] == pytest.approx([record["loss"] for record in whole], abs=1e-5)
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(one[name].allclose(other[name], atol=1e-4) for name in one)
+
+
+def test_batch_that_has_no_equal_parts_is_refused(tmp_path):
+    said = refusal(train_plain, tmp_path, gradient_accumulation_steps=3)
+    assert "batch_size 8" in said and "3" in said
+
+
+def test_processes_that_read_data_change_nothing(own_cache, tmp_path):
+    "Nor does an interruption among them: what is mirrored depends on seed and step alone."
+    FITS["vqvae"](tmp_path / "whole")
+    FITS["vqvae"](tmp_path / "workers", num_workers=2)
+    refusal(FITS["vqvae"], tmp_path / "parts", lambda data: StoppingInTheLoop(data, 5), num_workers=2)
+    FITS["vqvae"](tmp_path / "parts", num_workers=1)
+    assert weights(tmp_path / "whole") == weights(tmp_path / "workers") == weights(tmp_path / "parts")
+
+
+class StoppingInTheLoop(Stopping):
+    "The same where other processes read the data: the signal goes to the process that trains."
+    def __getitems__(self, indices):
+        self.batches += 1
+        if self.batches == 2: os.kill(os.getppid(), signal.SIGINT)
+        return self.data.__getitems__(indices)
+
+
+@pytest.mark.parametrize("options", [{"compile": True}, {"mixed_precision": "bf16"}], ids=["compiled", "bf16"])
+def test_faster_ways_train_too(tmp_path, options):
+    "The loss ends where it does otherwise, and the model can be loaded as ever."
+    first = train_plain(tmp_path / "plain")[1][-1]["loss"]
+    assert train_plain(tmp_path / "other", **options)[1][-1]["loss"] == pytest.approx(first, rel=0.05)
+    assert load_model(tmp_path / "other", VQVAE).config == CONFIG.vqvae.model
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_precision_that_this_machine_lacks_is_refused(tmp_path):
+    assert "fp16" in refusal(train_plain, tmp_path, mixed_precision="fp16")
+
+
 # --- other settings ---
 
 @pytest.mark.parametrize("changes, difference", [
@@ -246,7 +297,7 @@ def runaway(kind, at):
 def test_runaway_numbers_keep_the_last_good_state(tmp_path, kind, at):
     torch.manual_seed(0)
     said = refusal(train, VQVAE(CONFIG.vqvae.model), load_data(CONFIG.data), SHORT, tmp_path / "parts", loss=runaway(kind, at))
-    assert re.search("loss|gradient|finite|NaN", said)
+    assert "not finite" in said and re.search(rf"step {at}\b", said), said
     assert load_step(tmp_path / "parts") == (at - 1) // 4 * 4, "the state of the last checkpoint before the fault"
     assert_finite(tmp_path / "parts")
     train_plain(tmp_path / "parts")
@@ -274,22 +325,3 @@ def test_infinite_pixel_keeps_the_last_good_state(tmp_path):
     refusal(train_plain, tmp_path, lambda data: Poisoned(data, 6))
     assert load_step(tmp_path) == 4
     assert_finite(tmp_path)
-
-
-# --- Weights & Biases ---
-
-def test_wandb_offline_and_online_without_a_login(tmp_path):
-    "Offline writes a run folder; online, with nobody logged in, says so in a line and does the same. Neither stops the training."
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB") and key != "NETRC"}
-    for mode, options in {"offline": {"WANDB_MODE": "offline"}, "online": {}}.items():
-        home = tmp_path / mode / "home"
-        home.mkdir(parents=True)
-        environment = {**clean, **options, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "WANDB_CONFIG_DIR": str(home)}
-        result = vqgen("train", "vqvae", "--config", write_config(tmp_path / "tiny.yaml"), "--run", tmp_path / mode,
-                       "--tracking.mode", mode, env=environment)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.splitlines()[-1] == f"saved in {tmp_path / mode / 'vqvae'}"
-        assert len(list((tmp_path / mode / "vqvae/wandb").glob("offline-run-*/*.wandb"))) == 1
-        assert (result.stdout + result.stderr).count("wandb: no login found") == (mode == "online")
-        assert load_model(tmp_path / mode / "vqvae", VQVAE) is not None
-    assert weights(tmp_path / "offline/vqvae") == weights(tmp_path / "online/vqvae")

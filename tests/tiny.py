@@ -122,10 +122,11 @@ def coded():
     return vqvae.eval(), tokenizer, *(CodedCaptions(encode_dataset(vqvae, part), part.captions, tokenizer) for part in splits())
 
 
-def fit_vqvae(folder, wrap=unchanged, seed=0, **changes):
+def fit_vqvae(folder, wrap=unchanged, seed=0, chance=True, tracking=None, **changes):
+    "Without `chance` nothing is drawn at random that differs from process to process: no picture is mirrored."
     torch.manual_seed(0)
-    model = VQVAE(CONFIG.vqvae.model)
-    return model, train(model, wrap(splits()[0]), changed(SHORT, **changes), folder, validation=splits()[1], seed=seed)
+    model, data = VQVAE(CONFIG.vqvae.model), splits()[0] if chance else load_data(CONFIG.data)
+    return model, train(model, wrap(data), changed(SHORT, **changes), folder, validation=splits()[1], seed=seed, tracking=tracking)
 
 
 def fit_brain(folder, wrap=unchanged, seed=0, **changes):

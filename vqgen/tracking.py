@@ -47,6 +47,7 @@ def start_tracking(accelerator, tracking, folder, stage, settings):
             if name == "wandb" and mode == "online": check_login()
             options = {"mode": mode, **wandb_options(folder, stage)} if name == "wandb" else {}
             return accelerator.init_trackers(tracking.project, plain(settings), {name: options})
+        except ImportError as fault: return give_up(accelerator, name, fault)
         except Exception as fault: give_up(accelerator, name, fault, otherwise)
 
 def plain(settings):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['batch_indices', 'shares', 'share_seed', 'seed_all', 'SeededReading', 'collate', 'batches', 'learning_rate_factor',
-           'stop_requests', 'start_accelerator', 'in_any_process', 'to_device', 'explain_crashes', 'model_loss',
-           'Objective', 'begin_epoch', 'make_optimizer', 'make_parts', 'evaluation', 'evaluate', 'train']
+           'stop_requests', 'start_accelerator', 'without_gpu', 'in_any_process', 'to_device', 'main_process_first',
+           'explain_crashes', 'model_loss', 'Objective', 'begin_epoch', 'make_optimizer', 'make_parts', 'evaluation',
+           'evaluate', 'train']
 
 # %% ../nbs/03_training.ipynb #e366dae3
 import contextlib
@@ -51,9 +52,10 @@ def shares(length, config, seed=0, start=0, rank=0, processes=1):
     if config.batch_size % (parts * processes):
         raise VQGenError(f"train.batch_size {config.batch_size} cannot be dealt out in {parts * processes} equal shares "
                          f"({processes} processes x {parts} gradient_accumulation_steps): choose a multiple")
+    size = config.batch_size // (parts * processes)
     for step, batch in enumerate(batch_indices(length, config.batch_size, seed, start), start):
         for number in range(rank, parts * processes, processes):
-            yield share_seed(seed, step, number), batch[number::parts * processes]
+            yield share_seed(seed, step, number), batch[number * size:(number + 1) * size]
 
 def share_seed(seed, step, number): return ((seed * 1_000_003 + step) * 1_009 + number) % 2**32
 
@@ -112,12 +114,18 @@ def start_accelerator(config, tracking=None, folder=None):
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     AcceleratorState._reset_state()   # so that each training may choose its own precision
+    if config.mixed_precision == "fp16" and without_gpu(): raise VQGenError("mixed_precision fp16 needs a GPU: use bf16 or no")
     try:
-        return Accelerator(mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps,
+        return Accelerator(cpu=without_gpu(), mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps,
                            dynamo_backend="inductor" if config.compile else None, project_dir=folder,
                            log_with=tracking.tracker if tracking and tracking.mode != "off" else None,
                            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
     except ValueError as fault: raise VQGenError(f"this training cannot start here: {' '.join(str(fault).split())[:300]}") from None
+
+def without_gpu():
+    "Whether there is only the CPU, or only that is wanted: Accelerate needs to be told so before it joins several processes."
+    from accelerate.utils import parse_flag_from_env
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not getattr(torch, "accelerator", torch.cuda).is_available()
 
 def in_any_process(flag, accelerator):
     "Whether `flag` is true in any of the processes."
@@ -129,12 +137,22 @@ def to_device(batch, device):
     from accelerate.utils import send_to_device
     return send_to_device(batch, device, non_blocking=True)
 
+@contextlib.contextmanager
+def main_process_first():
+    "The main process runs the `with` block, then the others, which find its files there; yields whether this is the main one."
+    from accelerate import PartialState
+    state = PartialState(cpu=without_gpu())
+    with state.main_process_first(): yield state.is_main_process
+
 # %% ../nbs/03_training.ipynb #03000006
 @contextlib.contextmanager
-def explain_crashes(accelerator):
+def explain_crashes(run, accelerator):
     "Say in one sentence what a full GPU, or the death of a process beside this one, means for the user."
     goes_on = "the same command goes on from the last checkpoint"
     try: yield
+    except VQGenError:
+        run.check()
+        raise
     except torch.cuda.OutOfMemoryError:
         raise VQGenError(f"the GPU's memory is full: raise gradient_accumulation_steps or lower batch_size; {goes_on}") from None
     except RuntimeError as fault:
@@ -221,7 +239,7 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     parts = make_parts(model, config, special_rates, device)
     objective, optimizer = accelerator.prepare(Objective(model, loss).train(), parts["optimizer"])
-    with run.opened(parts, accelerator), explain_crashes(accelerator), stop_requests() as requests, run.progress(accelerator) as progress:
+    with run.opened(parts, accelerator), explain_crashes(run, accelerator), stop_requests() as requests, run.progress(accelerator) as progress:
         start_tracking(accelerator, tracking, folder, stage, run.settings)
         stream, stop = run.timed(batches(data, config, seed, run.step, rank, processes)), False
         while run.step < config.steps:
@@ -231,7 +249,7 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
                 with accelerator.accumulate(objective):
                     value, metrics = objective(batch)
                     accelerator.backward(value)
-                    if accelerator.sync_gradients: accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                    if accelerator.sync_gradients: metrics["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
                 run.record({"loss": value.detach(), **metrics})
@@ -257,6 +275,7 @@ class _Measurements:
     def __init__(self, folder, stage, settings):
         self.folder, self.stage, self.settings, self.step, self.history = folder, stage, settings, 0, []
         self.pending, self.validation, self.waited, self.since = [], {}, 0.0, time.perf_counter()
+        self.scaled = False
 
     def progress(self, accelerator):   # left to tqdm (and TQDM_DISABLE) unless another process shows it
         quiet = {} if accelerator.is_local_main_process else {"disable": True}
@@ -284,7 +303,8 @@ class _Measurements:
 
     def check(self, values=()):
         "Raise `VQGenError` before `values`, or a loss since the last report, that are not finite could be saved."
-        wrong = [step for step, metrics in self.pending if not metrics["loss"].isfinite()]
+        watched = ("loss",) if self.scaled else ("loss", "gradient_norm")   # a scaler leaves out steps with infinite gradients
+        wrong = [step for step, metrics in self.pending if not all(metrics[key].isfinite() for key in watched if key in metrics)]
         if wrong or not all(value.isfinite().all() for value in values):
             raise VQGenError(f"the loss or its gradient is not finite at step {(wrong or [self.step])[0]}; the last saved state is kept: "
                              "lower the learning rate, or train in full precision")
@@ -305,9 +325,11 @@ class _Reporting(_Measurements):
 
     def _means(self, accelerator):
         "The mean of each metric since the last report, over all processes."
-        keys = list(self.pending[0][1])
-        means = torch.tensor([sum(float(metrics[key]) for _, metrics in self.pending) / len(self.pending) for key in keys], device=accelerator.device)
-        means = accelerator.reduce(means, "mean")
+        values = {}
+        for _, metrics in self.pending:
+            for key, value in metrics.items(): values.setdefault(key, []).append(float(value))
+        keys = list(values)
+        means = accelerator.reduce(torch.tensor([sum(values[key]) / len(values[key]) for key in keys], device=accelerator.device), "mean")
         self.check([means[keys.index("loss")]])
         return dict(zip(keys, means.tolist()))
 
@@ -321,7 +343,8 @@ class _Run(_Reporting):
     @contextlib.contextmanager
     def opened(self, parts, accelerator):
         "Hold the folder, and let `parts` go on from the newest checkpoint in it."
-        if accelerator.scaler is not None: parts["scaler"] = accelerator.scaler
+        self.scaled = accelerator.scaler is not None
+        if self.scaled: parts["scaler"] = accelerator.scaler
         with lock_folder(self.folder):
             if accelerator.is_main_process: clear_scraps(self.folder, self.path)
             state, note = newest_state(self.path)
