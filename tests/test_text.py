@@ -159,6 +159,8 @@ def test_padding_never_changes_what_a_prior_reads(name, tmp_path):
     brain, text, canvas = new(tokenizer), tokenize(tokenizer, CAPTIONS), torch.full((4, SIDE**2), K)
     other = Text(torch.where(text.attention_mask, text.input_ids, 7), text.attention_mask)
     assert brain.draw(canvas, text).equal(brain.draw(canvas, other))
+    reading = [brain._reading(grids(4).flatten(1), *part).item() for part in (text, other)]
+    assert reading[0] == reading[1], "nor what it must foretell"
     for i in range(4):
         alone = brain.draw(canvas[:1], tokenize(tokenizer, CAPTIONS[i:i + 1]))[0]
         torch.testing.assert_close(brain.draw(canvas, text)[i], alone, rtol=1e-4, atol=1e-5)
