@@ -36,9 +36,10 @@ class BlockFile:
         "The numbers of those blocks that `file` does not hold."
         file.seek(0)
         if file.read(len(self.header)) != self.header: return list(range(self.count))
-        blocks = [file.read(self.row * len(self.rows(number))) for number in range(self.count)]
+        file.seek(self.end)
         sums = file.read(16 * self.count)
-        return [n for n, block in enumerate(blocks) if self._checksum(n, block) != sums[16 * n:16 * n + 16]]
+        file.seek(len(self.header))
+        return [n for n in range(self.count) if self._checksum(n, file.read(self.row * len(self.rows(n)))) != sums[16 * n:16 * n + 16]]
 
     def write(self, file, number, rows):
         for place, data in [(len(self.header) + self.row * self.size * number, rows), (self.end + 16 * number, self._checksum(number, rows))]:
