@@ -64,8 +64,10 @@ class VQVAEConfig(Section):
 
 # %% ../nbs/00_config.ipynb #d653cda4
 class TextConfig(Section):
-    "The caption tokenizer."
-    vocab_size: int = Field(2048, ge=32)       # upper bound; small data sets use fewer
+    "How captions are read."
+    tokenizer: str = ""                        # empty: trained on the captions; else a pretrained one, a Hub id or a folder
+    encoder: str = ""                          # empty: learned embeddings; else a frozen pretrained text encoder, likewise
+    vocab_size: int = Field(2048, ge=32)       # of a trained tokenizer, an upper bound; small data sets use fewer
     max_length: int = Field(64, ge=4)          # longer captions are cut, with a warning
 
 # %% ../nbs/00_config.ipynb #a5d37acf
@@ -92,6 +94,9 @@ class PriorShape(Section):
     side: int = Field(ge=1)                    # the grid of codes is side x side
     vocab_size: int = Field(ge=4)
     max_length: int = Field(ge=2)              # of a caption, in tokens
+    start_id: int = Field(2, ge=0)             # the tokens that enclose each caption; these are [BOS] and [EOS] of a trained tokenizer
+    end_id: int = Field(3, ge=0)
+    feature_dim: int = Field(0, ge=0)          # E of a frozen text encoder; 0: embeddings are learned
 
 # %% ../nbs/00_config.ipynb #d734bbec
 class TrainConfig(Section):

@@ -10,6 +10,8 @@ import torch
 
 from .config import PriorShape
 from .priors.brain import BiHemisphericBrain
+from .priors.codes import check_codes
+from .priors.text import check_tokenizer, text_shape
 from .training import train
 
 # %% ../nbs/30_curriculum.ipynb #9ec8205f
@@ -21,18 +23,20 @@ def start_from_codebook(brain, codebook):
     brain.codes.tokens.weight[:-1] = 0.5 * projected
     brain.code_head.weight.copy_(0.02 * projected)
 
-def new_brain(config, vqvae, tokenizer, image_size, seed=0):
-    "A fresh `BiHemisphericBrain` for the codes of `vqvae` and the words of `tokenizer`; `config` is a `BrainConfig`."
+def new_brain(config, vqvae, tokenizer, image_size, seed=0, encoder=None):
+    "A fresh `BiHemisphericBrain` for the codes of `vqvae` and the words of `tokenizer`, or the features of `encoder`; `config` is a `BrainConfig`."
     torch.manual_seed(seed)
     shape = PriorShape(codebook_size=vqvae.config.codebook_size, side=vqvae.num_codes_per_side(image_size),
-                       vocab_size=len(tokenizer), max_length=tokenizer.model_max_length)
+                       **text_shape(tokenizer, encoder))
     brain = BiHemisphericBrain(config, shape)
     start_from_codebook(brain, vqvae.quantizer.codebook)
     return brain
 
 # %% ../nbs/30_curriculum.ipynb #6bfe90be
 def train_stage(brain, name, stage, data, validation, folder, seed=0, **options):
-    "Train `brain` for one `StageConfig` of the curriculum; returns the history."
+    "Train `brain` for one `StageConfig` of the curriculum; returns the history. Raises `VQGenError` where data and brain do not fit."
+    check_tokenizer(data.tokenizer, brain.shape)
+    for split in filter(None, (data, validation)): check_codes(split.codes, brain.shape)
     rates = {"gate": stage.gate_learning_rate} if stage.gate_learning_rate else None
     return train(brain, data, stage, folder, validation=validation, seed=seed, stage=name, special_rates=rates,
                  loss=lambda model, batch: model.loss(**batch, stage=stage), **options)

@@ -11,45 +11,46 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
-from .checkpoints import fingerprint
+from .cache import cached_array
 from .curriculum import train_stage
-from .priors.codes import CodedCaptions, save_array
-from .priors.text import pad
+from .checkpoints import fingerprint
 
 # %% ../nbs/31_one_shot.ipynb #54020efb
-class CanvasPairs(CodedCaptions):
-    "Noisy canvases (N, L) with the codes (N, h, w) that a teacher made of them, and their captions; adds `start` to each batch."
-    def __init__(self, starts, codes, captions, tokenizer):
-        super().__init__(codes, captions, tokenizer)
-        self.starts = starts
+class CanvasPairs(Dataset):
+    """Noisy canvases (N, h, w), the codes (N, h, w) that a teacher made of them, and the captions of `data`, over and over.
 
-    def __getitem__(self, i): return (*super().__getitem__(i), torch.from_numpy(self.starts[i].astype(np.int64)))
+    A batch is one of `data` (a `CodedCaptions`) with `start` (B, h * w), the canvases.
+    """
+    def __init__(self, starts, codes, data): self.starts, self.codes, self.data, self.tokenizer = starts, codes, data, data.tokenizer
 
-    @staticmethod
-    def collate(examples):
-        codes, rows, starts = zip(*examples)
-        return {"codes": torch.stack(codes), "text": pad(rows), "start": torch.stack(starts)}
+    def __len__(self): return len(self.codes)
+
+    def __getitem__(self, i):
+        start, codes = (torch.from_numpy(part[i].astype(np.int64)) for part in (self.starts, self.codes))
+        return start.flatten(), codes, i % len(self.data)
+
+    def collate(self, examples):
+        starts, codes, indices = zip(*examples)
+        return {"codes": torch.stack(codes), "text": self.data.text(indices), "start": torch.stack(starts)}
 
 # %% ../nbs/31_one_shot.ipynb #77d97edd
 @torch.no_grad()
 def teacher_pairs(teacher, data, config, path, seed=0, batch_size=100):
     """Draw `config.pairs` noisy canvases and what `teacher` makes of each for a caption of `data`: `(starts, codes)`.
 
-    Kept in file `path`, a memory-mapped array (2, N, h, w), so that an interrupted training need not draw them again.
+    Both (N, h, w), kept in file `path`; an interrupted teacher goes on where it stopped.
     """
-    path = Path(path)
-    if not path.exists():
-        device, parts = next(teacher.parameters()).device, []
-        for indices in tqdm(torch.arange(config.pairs).split(batch_size), desc="teacher", dynamic_ncols=True):
-            text = pad([data.rows[i % len(data)] for i in indices]).to(device)
-            canvas_generators, generators = ([torch.Generator().manual_seed((seed + 1) * 10_000_019 + int(i)) for i in indices] for _ in range(2))
-            starts = teacher.noisy_canvas(canvas_generators)
-            codes = teacher.generate(text, generators, config.teacher_steps, config.teacher_temperature, config.teacher_guidance)
-            parts.append(torch.stack([starts.view(codes.shape), codes.cpu()]))
-        save_array(path, torch.cat(parts, 1).numpy().astype(np.int32))
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    side, device = teacher.shape.side, next(teacher.parameters()).device
+    def draw(rows):
+        text = data.text([i % len(data) for i in rows]).to(device)
+        canvas_generators, generators = ([torch.Generator().manual_seed((seed + 1) * 10_000_019 + i) for i in rows] for _ in range(2))
+        starts = teacher.noisy_canvas(canvas_generators)                                                         # (B, h * w)
+        codes = teacher.generate(text, generators, config.teacher_steps, config.teacher_temperature, config.teacher_guidance)
+        return torch.stack([starts.view(codes.shape), codes.cpu()], 1).numpy()                                   # (B, 2, h, w)
+    pairs = cached_array(path, (config.pairs, 2, side, side), np.min_scalar_type(teacher.mask_id), draw, batch_size, "teacher")
+    return pairs[:, 0], pairs[:, 1]
 
 # %% ../nbs/31_one_shot.ipynb #abfb6c73
 def rectify(brain, data, validation, config, folder, seed=0, **options):
@@ -58,9 +59,7 @@ def rectify(brain, data, validation, config, folder, seed=0, **options):
     `config` is a `RectifyConfig`; returns the history.
     """
     settings = config.model_dump(include={"pairs", "teacher_steps", "teacher_temperature", "teacher_guidance"})
-    digest = hashlib.sha256(repr((fingerprint(brain), brain.config, settings, seed)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((fingerprint(brain), brain.config, settings, seed, data.rows)).encode()).hexdigest()[:16]
     path = Path(folder) / "state" / f"pairs-{digest}.npy"
     starts, codes = teacher_pairs(brain, data, config, path, seed)
-    captions = [data.captions[i % len(data)] for i in range(len(codes))]
-    pairs = CanvasPairs(starts.reshape(len(starts), -1), codes, captions, data.tokenizer)
-    return train_stage(brain, "rectify", config, pairs, validation, folder, seed, **options)
+    return train_stage(brain, "rectify", config, CanvasPairs(starts, codes, data), validation, folder, seed, **options)

@@ -61,13 +61,14 @@ class Tower(nn.Module):
     """Token and position embeddings, `layers` blocks and a final norm; the owner runs the blocks and may stop between them.
 
     With `shift` above 0 every token also hears its `shift` predecessors, each scaled by a learned vector
-    (token shift, after arXiv 2305.13048).
+    (token shift, after arXiv 2305.13048). With `feature_dim` it also takes features of that size instead of tokens.
     """
-    def __init__(self, vocab_size, length, width, heads, layers, mlp_ratio=4.0, dropout=0.0, shift=0):
+    def __init__(self, vocab_size, length, width, heads, layers, mlp_ratio=4.0, dropout=0.0, shift=0, feature_dim=0):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(0.5 * torch.randn(length, width))
         self.shift = nn.Parameter(0.3 * torch.randn(shift, width))
+        self.features = nn.Sequential(nn.LayerNorm(feature_dim), nn.Linear(feature_dim, width)) if feature_dim else None
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.apply(initialise)
@@ -75,9 +76,10 @@ class Tower(nn.Module):
             for block in self.blocks:
                 for layer in (block.attention.out, block.mlp[-1]): layer.weight *= (2 * layers) ** -0.5
 
-    def embed(self, ids):                                                       # (B, N)
-        "Token ids (B, N) as vectors (B, N, C)."
-        x = y = self.tokens(ids) + self.positions[:ids.shape[1]]                # (B, N, C)
+    def embed(self, ids, features=None):                                        # (B, N), (B, N, E)
+        "Token ids (B, N) as vectors (B, N, C); where `features` (B, N, E) of a frozen encoder are given, these instead."
+        x = self.tokens(ids) if features is None else 0.5 * self.features(features)
+        x = y = x + self.positions[:ids.shape[1]]                               # (B, N, C)
         for distance, weight in enumerate(self.shift, start=1):
             y = y + weight * F.pad(x, (0, 0, distance, 0))[:, :-distance]       # (B, N, C), from `distance` to the left
         return y

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config import BrainConfig, PriorShape, StageConfig, VQGenError
 from .blocks import Attention, Tower, causal_mask, initialise, padding_mask
-from .text import BOS, EOS, PAD, Text, drop_captions
+from .text import Text, check_features, drop_captions
 
 # %% ../../nbs/26_priors.brain.ipynb #215eccd4
 class CallosalLayer(nn.Module):
@@ -54,7 +54,7 @@ class Hemispheres(nn.Module):
         self.config, self.shape, self.mask_id = config, shape, shape.codebook_size
         width, heads, layers = config.width, config.heads, config.layers
         sizes = (width, heads, layers, config.mlp_ratio, config.dropout)
-        self.words = Tower(shape.vocab_size, shape.max_length, *sizes, shift=2)
+        self.words = Tower(shape.vocab_size, shape.max_length, *sizes, shift=2, feature_dim=shape.feature_dim)
         self.codes = Tower(shape.codebook_size + 1, shape.side ** 2, *sizes)   # one more embedding, for [MASK]
         count = max(1, round(layers * config.bridge_ratio))
         self.first_bridge = (layers - count) // 2
@@ -64,6 +64,7 @@ class Hemispheres(nn.Module):
 
     def draw(self, canvas, text):
         "Scores (B, N, K) for the codes hidden in `canvas` (B, N), which holds codes and `mask_id`."
+        check_features(text, self.shape)
         _, codes = self._towers(canvas, text, reading=False)
         return self.code_head(self.codes.norm(codes))
 
@@ -73,9 +74,9 @@ class Hemispheres(nn.Module):
         return self.word_head(self.words.norm(words))
 
     def _towers(self, canvas, text, reading):
-        ids, real = text
+        ids, real, features = text.input_ids, text.attention_mask, None if reading else text.features   # a feature has seen later words
         mask = padding_mask(real) & causal_mask(ids.shape[1], ids.device) if reading else padding_mask(real)
-        words, codes = self.words.embed(ids), self.codes.embed(canvas)                                # (B, T, C), (B, N, C)
+        words, codes = self.words.embed(ids, features), self.codes.embed(canvas)                      # (B, T, C), (B, N, C)
         last_bridge = self.first_bridge + len(self.bridges) - 1
         for layer, (words_block, codes_block) in enumerate(zip(self.words.blocks, self.codes.blocks)):
             if reading or layer <= last_bridge: words = words_block(words, mask)
@@ -118,7 +119,7 @@ class LearningBrain(Hemispheres):
 
     def _reading(self, codes, ids, real):
         words = self.read(codes, Text(ids[:, :-1], real[:, :-1]))                                    # (B, T - 1, V)
-        return F.cross_entropy(words.float().flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD)
+        return F.cross_entropy(words.float().flatten(0, 1), ids[:, 1:].masked_fill(~real[:, 1:], -100).flatten())   # -100: not counted
 
     def gates(self):
         "The openings of the gates, in [-1, 1], by bridge and direction."
@@ -171,9 +172,10 @@ class BiHemisphericBrain(LearningBrain):
 
     @torch.no_grad()
     def describe(self, codes):
-        "The token ids (without [BOS], up to [EOS]) of the likeliest caption of each of `codes` (B, h, w), word by word."
-        ids = torch.full((len(codes), 1), BOS, device=codes.device)
-        while ids.shape[1] < self.shape.max_length and not (ids == EOS).any(1).all():
+        "The token ids (without the start token, up to the end token) of the likeliest caption of each of `codes` (B, h, w), word by word."
+        ids = torch.full((len(codes), 1), self.shape.start_id, device=codes.device)
+        while ids.shape[1] < self.shape.max_length and not (ids[:, 1:] == self.shape.end_id).any(1).all():
             scores = self.read(codes.flatten(1), Text(ids, torch.ones_like(ids, dtype=torch.bool)))[:, -1]
             ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
-        return [row[1:row.index(EOS) if EOS in row else None] for row in ids.tolist()]
+        rows = [row[1:] for row in ids.tolist()]
+        return [row[:row.index(self.shape.end_id)] if self.shape.end_id in row else row for row in rows]
