@@ -4,7 +4,7 @@ import torch
 from tiny import one_sentence
 
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
-from vqgen.curriculum import new_brain
+from vqgen.priors.fit import new_prior
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.text import BOS, EOS, PAD, Text, tokenize, train_tokenizer
 from vqgen.vqvae.model import VQVAE
@@ -301,7 +301,7 @@ def test_brain_of_a_codebook_that_collapsed(tokenizer, value):
     "All codes alike have no spread to divide by."
     vqvae = VQVAE(VQVAEConfig(hidden_channels=8, residual_channels=4, codebook_size=K, code_dim=4))
     vqvae.quantizer.codebook.fill_(value)
-    brain = new_brain(BrainConfig(width=32, heads=2, layers=3), vqvae, tokenizer, 16)
+    brain = new_prior("cftn-v2", BrainConfig(width=32, heads=2, layers=3), vqvae, tokenizer, 16)
     assert all(parameter.isfinite().all() for parameter in brain.parameters())
 
 

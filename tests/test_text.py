@@ -11,7 +11,8 @@ from transformers import (BertConfig, BertModel, CLIPConfig, CLIPModel, GPT2Conf
                           T5Model)
 
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
-from vqgen.curriculum import new_brain, train_stage
+from vqgen.curriculum import train_stage
+from vqgen.priors.fit import new_prior
 from vqgen.priors.brain import BiHemisphericBrain, guided_scores
 from vqgen.priors.codes import CodedCaptions
 from vqgen.priors.text import (Text, blank_captions, cached_features, check_features, check_tokenizer, drop_captions, encode_rows,
@@ -284,7 +285,7 @@ def test_training_with_features(bert, tmp_path):
     "Data, collation, loop, saving: and the projection learns."
     tokenizer, encoder, _ = bert
     vqvae = VQVAE(VQVAEConfig(hidden_channels=8, residual_channels=4, codebook_size=K, code_dim=4))
-    brain = new_brain(BrainConfig(width=32, heads=2, layers=3), vqvae, tokenizer, 4 * SIDE, encoder=encoder)
+    brain = new_prior("cftn-v2", BrainConfig(width=32, heads=2, layers=3), vqvae, tokenizer, 4 * SIDE, encoder=encoder)
     data = CodedCaptions(grids(8).numpy(), CAPTIONS * 2, tokenizer, encoder)
     batch = data.collate([data[i] for i in (1, 4)])
     expected = tokenize(tokenizer, [CAPTIONS[1], CAPTIONS[0]], encoder)

@@ -13,7 +13,8 @@ import yaml
 
 from vqgen.checkpoints import newest_state
 from vqgen.config import StageConfig, TrainConfig, VQGenError, parse_config
-from vqgen.curriculum import new_brain, train_stage
+from vqgen.curriculum import train_stage
+from vqgen.priors.fit import new_prior
 from vqgen.data import load_data
 from vqgen.priors.codes import CodedCaptions, encode_dataset
 from vqgen.priors.text import train_tokenizer
@@ -131,7 +132,7 @@ def fit_vqvae(folder, wrap=unchanged, seed=0, chance=True, tracking=None, **chan
 
 def fit_brain(folder, wrap=unchanged, seed=0, **changes):
     vqvae, tokenizer, data, validation = coded()
-    model = new_brain(changed(CONFIG.cftn_v2.model, dropout=0.1), vqvae, tokenizer, splits()[0].image_size)
+    model = new_prior("cftn-v2", changed(CONFIG.cftn_v2.model, dropout=0.1), vqvae, tokenizer, splits()[0].image_size)
     stage = StageConfig(caption_weight=0.2, pure_noise_share=0.3, gate_learning_rate=0.01, **{**STEPS, **changes})
     return model, train_stage(model, "train", stage, wrap(data), validation, folder, seed=seed)
 

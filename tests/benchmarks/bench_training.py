@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from vqgen.config import load_config
-from vqgen.curriculum import new_brain, train_stage
+from vqgen.curriculum import train_stage
+from vqgen.priors.fit import new_prior
 from vqgen.data import load_data
 from vqgen.priors.codes import CodedCaptions, encode_dataset
 from vqgen.priors.text import train_tokenizer
@@ -53,7 +54,7 @@ def contenders(config, steps):
     vqvae.loss(data.batch(range(64)))
     tokenizer = train_tokenizer(data.captions, text)
     coded = CodedCaptions(encode_dataset(vqvae.eval(), data), data.captions, tokenizer)
-    new = lambda: new_brain(config.cftn_v2.model, vqvae, tokenizer, config.data.image_size)
+    new = lambda: new_prior("cftn-v2", config.cftn_v2.model, vqvae, tokenizer, config.data.image_size)
     stage_loss = lambda model, batch: model.loss(**batch, stage=stage)
     yield ("cftn-v2", lambda: bare(new(), iter(batches(coded, stage)), settings(stage, steps), stage_loss),
            lambda n: lambda: train_stage(new(), "stage1", settings(stage, n), coded, None, tempfile.mkdtemp()))
