@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gumbel', 'keep_likely', 'draw', 'with_empty', 'trim', 'ask', 'guidance_at', 'Sampling', 'MaskedSampling',
            'check_generation', 'in_order', 'hidden_share', 'radical_inverse', 'halton_order', 'certainty', 'masked',
-           'Generation']
+           'Generation', 'paint']
 
 # %% ../nbs/22a_sampling.ipynb #66d5645e
 import math
@@ -179,3 +179,11 @@ class Generation:
         "The codes (B, h, w) at the end of `stream`."
         for codes in self.stream(text, generators, given, **options): pass
         return codes
+
+# %% ../nbs/22a_sampling.ipynb #08cbc2ed
+@torch.no_grad()
+def paint(vqvae, codes):
+    "Pictures (B, 3, H, W) of `codes` (B, h, w), grey where they are -1."
+    pictures = vqvae.decode(codes.clamp(min=0))
+    grey = torch.nn.functional.interpolate((codes < 0).float()[:, None], size=pictures.shape[-2:]) > 0
+    return torch.where(grey, 0.75, pictures)
