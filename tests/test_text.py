@@ -13,10 +13,11 @@ from transformers import (BertConfig, BertModel, CLIPConfig, CLIPModel, GPT2Conf
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
 from vqgen.curriculum import train_stage
 from vqgen.priors.fit import new_prior
-from vqgen.priors.brain import BiHemisphericBrain, guided_scores
+from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.codes import CodedCaptions
 from vqgen.priors.text import (Text, blank_captions, cached_features, check_features, check_tokenizer, drop_captions, encode_rows,
                                load_encoder, load_tokenizer, new_tokenizer, pretrained_tokenizer, text_shape, token_ids, tokenize)
+from vqgen.sampling import ask, with_empty
 from vqgen.training import to_device
 from vqgen.vqvae.model import VQVAE
 
@@ -268,7 +269,8 @@ def test_prior_reads_features(bert):
     assert brain.draw(canvas, Text(text.input_ids, text.attention_mask, noisy)).equal(drawn), "and padding has none"
     unconditional = brain.draw(canvas, tokenize(tokenizer, [""] * 4, encoder))
     torch.testing.assert_close(brain.draw(canvas, drop_captions(text, 1.0)), unconditional, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(guided_scores(brain, canvas, text, 3.0), unconditional + 3 * (drawn - unconditional), rtol=1e-3, atol=1e-4)
+    guided = ask(brain, canvas, brain.start(with_empty(text)), torch.tensor(3.0))
+    torch.testing.assert_close(guided, unconditional + 3 * (drawn - unconditional), rtol=1e-3, atol=1e-4)
     assert brain.generate(text, generators(4), 2, guidance_scale=2.0).shape == (4, SIDE, SIDE)
 
 

@@ -10,7 +10,7 @@ from tiny import CONFIG, FITS, Stopping, changed, refusal, vqgen, weights, write
 
 from vqgen.checkpoints import load_model
 from vqgen.config import TrackingConfig
-from vqgen.experiment import train_cftn_v2, train_vqvae
+from vqgen.experiment import train_prior_in, train_vqvae
 from vqgen.vqvae.model import VQVAE
 
 OFFLINE = TrackingConfig(mode="offline", project="tests")
@@ -69,7 +69,7 @@ def run(own_cache, tmp_path_factory):
         folder = tmp_path_factory.mktemp("tracked")
         config = changed(CONFIG, tracking=OFFLINE)
         train_vqvae(config, folder)
-        train_cftn_v2(config, folder)
+        train_prior_in("cftn-v2", config, folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from tiny import (CONFIG, FITS, SHORT, Stopping, changed, contents, interrupt, l
 from vqgen.checkpoints import checkpoints, load_model, newest_state, read_description
 from vqgen.config import VQGenError
 from vqgen.data import load_data
-from vqgen.experiment import train_cftn_v2, train_vqvae
+from vqgen.experiment import train_prior_in, train_vqvae
 from vqgen.priors.text import train_tokenizer
 from vqgen.training import train
 from vqgen.vqvae.model import VQVAE
@@ -32,7 +32,7 @@ def whole_run(own_cache, tmp_path_factory):
     "A run folder with both models trained."
     run = tmp_path_factory.mktemp("whole")
     train_vqvae(CONFIG, run)
-    train_cftn_v2(CONFIG, run)
+    train_prior_in("cftn-v2", CONFIG, run)
     return run
 
 
@@ -235,8 +235,8 @@ def test_refused_settings_leave_the_run_alone(whole_run, tmp_path):
     "`config.yaml` says how the model in the folder was trained, and messages point at it; the tokenizer is the model's."
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
     refusal(train_vqvae, changed(CONFIG, seed=3), run)
-    refusal(train_cftn_v2, changed(CONFIG, seed=3), run)
-    refusal(train_cftn_v2, changed(CONFIG, text=changed(CONFIG.text, vocab_size=100)), run)
+    refusal(train_prior_in, "cftn-v2", changed(CONFIG, seed=3), run)
+    refusal(train_prior_in, "cftn-v2", changed(CONFIG, text=changed(CONFIG.text, vocab_size=100)), run)
     assert contents(run) == contents(whole_run)
 
 
@@ -256,7 +256,7 @@ def test_curriculum_resumes_in_the_stage_it_was_in(whole_run, tmp_path, lost):
     "What an interruption before the stages in `lost` would have left ends in the weights of a run in one go."
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
     for stage in lost: shutil.rmtree(run / "cftn-v2/state" / stage)
-    _, histories = train_cftn_v2(CONFIG, run)
+    _, histories = train_prior_in("cftn-v2", CONFIG, run)
     assert weights(run / "cftn-v2") == weights(whole_run / "cftn-v2")
     assert {name: history[-1]["step"] for name, history in histories.items()} == {"stage1": 4, "stage2": 3, "rectify": 3}
 
@@ -266,7 +266,7 @@ def test_finished_run_stays_as_it_is(whole_run, tmp_path):
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
     before = contents(run)
     train_vqvae(CONFIG, run)
-    train_cftn_v2(CONFIG, run)
+    train_prior_in("cftn-v2", CONFIG, run)
     assert contents(run) == before
 
 

@@ -14,7 +14,7 @@ import yaml
 from vqgen.checkpoints import newest_state
 from vqgen.config import StageConfig, TrainConfig, VQGenError, parse_config
 from vqgen.curriculum import train_stage
-from vqgen.priors.fit import new_prior
+from vqgen.priors.fit import new_prior, train_prior
 from vqgen.data import load_data
 from vqgen.priors.codes import CodedCaptions, encode_dataset
 from vqgen.priors.text import train_tokenizer
@@ -28,6 +28,8 @@ TREE = {
                         "codebook_size": 16, "code_dim": 4},
               "train": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "save_every": 2}},
     "text": {"vocab_size": 192, "max_length": 64},
+    **{name: {"model": {"width": 16, "heads": 2, "layers": 2}, "train": {"steps": 4, "batch_size": 8, "warmup_steps": 1}}
+       for name in ("lstm", "transformer", "cftn")},
     "cftn_v2": {"model": {"width": 16, "heads": 2, "layers": 3},
                 "stage1": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "caption_weight": 0.2},
                 "stage2": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "pure_noise_share": 0.5},
@@ -137,7 +139,16 @@ def fit_brain(folder, wrap=unchanged, seed=0, **changes):
     return model, train_stage(model, "train", stage, wrap(data), validation, folder, seed=seed)
 
 
-FITS = {"vqvae": fit_vqvae, "brain": fit_brain}   # a new prior joins the tests of resume with a line here
+def fit_prior(name, folder, wrap=unchanged, seed=0, chance=True, **changes):
+    "Without `chance` no caption is dropped and nothing is masked at random but what the prior must mask."
+    vqvae, tokenizer, data, validation = coded()
+    share = {"dropout": 0.1} if chance else {"caption_dropout": 0.0}
+    model = new_prior(name, changed(getattr(CONFIG, name).model, **share), vqvae, tokenizer, splits()[0].image_size)
+    return model, train_prior(model, wrap(data), validation, changed(SHORT, **changes), folder, seed=seed)
+
+
+FITS = {"vqvae": fit_vqvae, "brain": fit_brain,   # a new prior joins the tests of resume and of several processes with a name here
+        **{name: functools.partial(fit_prior, name) for name in ("lstm", "transformer", "cftn")}}
 
 
 def train_plain(folder, wrap=unchanged, **changes):

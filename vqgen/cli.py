@@ -25,7 +25,8 @@ RunOption = Annotated[Path, typer.Option(help="The run folder.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on with what is there.")]
 
 # %% ../nbs/42_cli.ipynb #e5eab164
-TRAIN_SECTIONS = {"vqvae": ["vqvae.train"], "cftn-v2": ["cftn_v2.stage1", "cftn_v2.stage2", "cftn_v2.rectify"]}
+TRAIN_SECTIONS = {"vqvae": ["vqvae.train"], "lstm": ["lstm.train"], "transformer": ["transformer.train"], "cftn": ["cftn.train"],
+                  "cftn-v2": ["cftn_v2.stage1", "cftn_v2.stage2", "cftn_v2.rectify"]}
 
 def parse_overrides(arguments, model=None):
     "The arguments `--a.b value` or `--a.b=value` as `{'a.b': 'value'}`; `--train.x` is spelled out for `model`."
@@ -46,7 +47,7 @@ def parse_overrides(arguments, model=None):
 
 # %% ../nbs/42_cli.ipynb #611394b8
 @app.command(context_settings=OVERRIDES)
-def train(context: typer.Context, model: Annotated[Literal["vqvae", "cftn-v2"], typer.Argument(help="What to train.")],
+def train(context: typer.Context, model: Annotated[Literal["vqvae", "lstm", "transformer", "cftn", "cftn-v2"], typer.Argument(help="What to train; the VQ-VAE comes first.")],
           config: ConfigOption = "avatars", run: Annotated[Optional[Path], typer.Option(help="The run folder; runs/<name> by default.")] = None,
           fresh: FreshOption = False):
     "Train one model; any key of the config can follow as --section.key value (--train.batch_size 8)."
@@ -68,19 +69,23 @@ def demo(context: typer.Context, config: ConfigOption = "avatars",
 # %% ../nbs/42_cli.ipynb #39b5d969
 @app.command()
 def generate(captions: Annotated[list[str], typer.Argument(help="One caption or several.")], run: RunOption = Path("runs/demo"),
+             prior: Annotated[Optional[str], typer.Option(help="lstm, transformer, cftn or cftn-v2; by default the last of those that are trained.")] = None,
              num_images: Annotated[int, typer.Option(help="Pictures for each caption.")] = 4,
-             steps: Annotated[int, typer.Option(help="1 is one-shot; more decide the codes little by little.")] = 1,
-             temperature: Annotated[float, typer.Option(help="0 takes the likeliest code everywhere.")] = 0.0,
-             guidance_scale: Annotated[float, typer.Option(help="Above 1 follows the caption harder, at twice the work.")] = 1.0,
              seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+             steps: Annotated[Optional[int], typer.Option(help="For cftn and cftn-v2: 1 is one-shot; more decide the codes little by little.")] = None,
+             temperature: Annotated[Optional[float], typer.Option(help="0 takes the likeliest code everywhere.")] = None,
+             top_k: Annotated[Optional[int], typer.Option(help="Draw from so many of the likeliest codes; 0 from all.")] = None,
+             top_p: Annotated[Optional[float], typer.Option(help="Draw from the likeliest codes that have this probability together.")] = None,
+             guidance_scale: Annotated[Optional[float], typer.Option(help="Above 1 follows the caption harder, at twice the work.")] = None,
              out: Annotated[Optional[Path], typer.Option(help="A PNG file; <run>/samples/<caption>.png by default.")] = None):
-    "Draw pictures of captions with a trained run; one row for each caption."
+    "Draw pictures of captions with a trained run; one row for each caption. What is not said is as the prior has it by default."
     from vqgen.pipeline import Pipeline
     from vqgen.viz import image_grid
-    pipeline = Pipeline.from_pretrained(run)
     if num_images < 1: raise VQGenError(f"--num-images must be at least 1, not {num_images}")
-    images = pipeline.images([caption for caption in captions for _ in range(num_images)], seed, steps,
-                             temperature=temperature, guidance_scale=guidance_scale)
+    pipeline = Pipeline.from_pretrained(run, prior)
+    asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance_scale": guidance_scale}
+    images = pipeline.images([caption for caption in captions for _ in range(num_images)], seed,
+                             **{name: value for name, value in asked.items() if value is not None})
     out = out or run / "samples" / ("".join(c if c.isalnum() else "-" for c in captions[0])[:60] + ".png")
     save_picture(image_grid(images, columns=num_images, scale=max(1, 128 // images.shape[-1])), out)
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TRAINERS', 'open_folder', 'load_splits', 'reconstructions', 'train_vqvae', 'open_vqvae', 'open_tokenizer',
-           'encode_splits', 'drawings', 'train_cftn_v2', 'knows_attributes', 'load_oracle', 'measure', 'summary',
+           'encode_splits', 'drawings', 'train_prior_in', 'knows_attributes', 'load_oracle', 'measure', 'summary',
            'gallery_captions', 'draw_gallery', 'demo']
 
 # %% ../nbs/39_experiment.ipynb #9a134338
 import contextlib
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,13 +19,14 @@ from .avatars import ATTRIBUTES
 from .checkpoints import (differences, empty_folder, fingerprint, has_begun, load_model, lock_folder, read_description,
                                write_atomically)
 from .config import VQGenError, dump_config
-from .curriculum import new_brain, train_curriculum
+from .curriculum import train_curriculum
 from .data import load_data
 from .metrics import AttributeOracle, codebook_usage, prompt_accuracy, train_oracle
 from .one_shot import rectify
 from .pipeline import Pipeline
 from .priors.codes import CodedCaptions, encode_dataset
-from .priors.text import load_tokenizer, pad, train_tokenizer
+from .priors.fit import PRIORS, new_prior, train_prior
+from .priors.text import load_encoder, load_tokenizer, new_tokenizer
 from .training import main_process_first, train
 from .viz import gallery
 from .vqvae.model import VQVAE, psnr
@@ -76,24 +78,24 @@ def open_vqvae(config, run):
     return vqvae
 
 def open_tokenizer(folder, captions, config):
-    "The tokenizer of a training that has begun in `folder`, else a new one, trained on `captions` and saved there."
+    "The tokenizer of a training that has begun in `folder`, else a new one for `captions`, saved there."
     if has_begun(folder): return load_tokenizer(folder)
-    tokenizer = train_tokenizer(captions, config)
+    tokenizer = new_tokenizer(captions, config)
     with main_process_first() as main:
         if main: tokenizer.save_pretrained(str(folder))
     return tokenizer
 
-def encode_splits(vqvae, splits, tokenizer):
+def encode_splits(vqvae, splits, tokenizer, encoder=None):
     "Each of `splits` as `CodedCaptions`."
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with main_process_first():
-        return [CodedCaptions(encode_dataset(vqvae, split, device=device), split.captions, tokenizer) for split in splits]
+        return [CodedCaptions(encode_dataset(vqvae, split, device=device), split.captions, tokenizer, encoder, device) for split in splits]
 
 # %% ../nbs/39_experiment.ipynb #39000001
 def drawings(vqvae, data, count=8):
     "What a training of a prior shows now and then: pictures that it draws for captions of `data`."
     places = [data.captions.index(caption) for caption in dict.fromkeys(data.captions)][:count]
-    text = pad([data.rows[place] for place in places])
+    text = data.text(places)
 
     def sample(prior):
         generators = [torch.Generator().manual_seed(seed) for seed in range(len(places))]
@@ -101,21 +103,24 @@ def drawings(vqvae, data, count=8):
         return vqvae.to(codes.device).decode(codes).cpu(), [data.captions[place] for place in places]
     return sample
 
-def train_cftn_v2(config, run, fresh=False):
-    "Train CFTN v2 of `config` in run folder `run`, on the codes of the VQ-VAE there; returns it and its histories by stage."
-    vqvae = open_vqvae(config, run)
-    with open_folder(config, run, "cftn-v2", fresh) as folder:
+# %% ../nbs/39_experiment.ipynb #39000002
+def train_prior_in(name, config, run, fresh=False):
+    "Train the prior `name` (of `PRIORS`) of `config` in run folder `run`, on the codes of the VQ-VAE there; returns it and its histories by stage."
+    vqvae, section = open_vqvae(config, run), getattr(config, name.replace("-", "_"))
+    with open_folder(config, run, name, fresh) as folder:
         splits = load_splits(config)
         tokenizer = open_tokenizer(folder, splits[0].captions, config.text)
-        data, validation = encode_splits(vqvae, splits, tokenizer)
-        brain = new_brain(config.cftn_v2.model, vqvae, tokenizer, config.data.image_size, config.seed)
-        facts = {"vqvae": fingerprint(vqvae), "data": splits[0].fingerprint, **{f"text.{key}": value for key, value in config.text}}
+        encoder = load_encoder(config.text.encoder, tokenizer) if config.text.encoder else None
+        data, validation = encode_splits(vqvae, splits, tokenizer, encoder)
+        prior = new_prior(name, section.model, vqvae, tokenizer, config.data.image_size, config.seed, encoder)
+        facts = {"vqvae": fingerprint(vqvae), "data": splits[0].fingerprint, **{f"text.{key}": value for key, value in config.text},
+                 **({"encoder": fingerprint(encoder)} if encoder else {})}
         options = {"seed": config.seed, "tracking": config.tracking, "facts": facts, "sample": drawings(vqvae, validation)}
-        histories = train_curriculum(brain, config.cftn_v2, data, validation, folder, **options)
-        histories["rectify"] = rectify(brain, data, validation, config.cftn_v2.rectify, folder, **options)
-    return brain, histories
+        if name != "cftn-v2": return prior, {name: train_prior(prior, data, validation, section.train, folder, stage=name, **options)}
+        histories = train_curriculum(prior, section, data, validation, folder, **options)
+        return prior, {**histories, "rectify": rectify(prior, data, validation, section.rectify, folder, **options)}
 
-TRAINERS = {"vqvae": train_vqvae, "cftn-v2": train_cftn_v2}   # what `vqgen train` can train
+TRAINERS = {"vqvae": train_vqvae, **{name: partial(train_prior_in, name) for name in PRIORS}}   # what `vqgen train` can train
 
 # %% ../nbs/39_experiment.ipynb #04bfb4cb
 def knows_attributes(data):
@@ -189,7 +194,7 @@ def demo(config, run, fresh=False):
     print("1/4  VQ-VAE: pictures into codes", flush=True)
     _, vqvae_history = train_vqvae(config, run, fresh)
     print("2/4  CFTN v2: codes from captions, in two stages and a rectification", flush=True)
-    _, histories = train_cftn_v2(config, run, fresh)
+    _, histories = train_prior_in("cftn-v2", config, run, fresh)
     print("3/4  measuring", flush=True)
     pipeline, (data, validation) = Pipeline.from_pretrained(run), load_splits(config)
     figures = measure(pipeline, data, validation, load_oracle(run, data, pipeline.vqvae))

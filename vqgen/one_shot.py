@@ -62,4 +62,4 @@ def rectify(brain, data, validation, config, folder, seed=0, **options):
     digest = hashlib.sha256(repr((fingerprint(brain), brain.config, settings, seed, data.rows)).encode()).hexdigest()[:16]
     path = Path(folder) / "state" / f"pairs-{digest}.npy"
     starts, codes = teacher_pairs(brain, data, config, path, seed)
-    return train_stage(brain, "rectify", config, CanvasPairs(starts, codes, data), validation, folder, seed, **options)
+    return train_stage(brain, "rectify", config, CanvasPairs(starts, codes, data), validation, folder, seed=seed, **options)

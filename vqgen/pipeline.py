@@ -12,48 +12,66 @@ import torch
 
 from .checkpoints import fingerprint, load_model, read_description
 from .config import VQGenError
-from .priors.brain import BiHemisphericBrain
-from .priors.text import load_tokenizer, tokenize
+from .priors.fit import PRIORS
+from .priors.text import check_tokenizer, load_encoder, load_tokenizer, tokenize
 from .viz import to_pil
 from .vqvae.model import VQVAE
 
 # %% ../nbs/40_pipeline.ipynb #25efc0df
 class Pipeline:
-    "A VQ-VAE, a prior over its codes and the prior's tokenizer: captions in, pictures out."
-    def __init__(self, vqvae, prior, tokenizer, device="cpu"):
-        self.vqvae, self.prior, self.tokenizer, self.device = vqvae.to(device).eval(), prior.to(device).eval(), tokenizer, device
+    "A VQ-VAE, a prior over its codes, and what reads captions for the prior: captions in, pictures out."
+    def __init__(self, vqvae, prior, tokenizer, encoder=None, device="cpu"):
+        check_tokenizer(tokenizer, prior.shape)
+        self.vqvae, self.prior, self.tokenizer, self.encoder, self.device = vqvae.to(device).eval(), prior.to(device).eval(), tokenizer, encoder, device
 
     @classmethod
-    def from_pretrained(cls, run, device=None):
-        "The pipeline of run folder `run`; raises `VQGenError` where a part is missing or the prior belongs to another VQ-VAE."
+    def from_pretrained(cls, run, prior=None, device=None):
+        """The pipeline of run folder `run`, with the prior of that name (of `PRIORS`), by default the last of those that are there.
+
+        Raises `VQGenError` where a part is missing or parts do not belong together.
+        """
         run = Path(run)
         if not run.is_dir(): raise VQGenError(f"no run folder {run}: train one with `vqgen demo`, or name another with --run")
-        vqvae, prior = load_model(run / "vqvae", VQVAE), load_model(run / "cftn-v2", BiHemisphericBrain)
-        expected, found = read_description(run / "cftn-v2").get("vqvae"), fingerprint(vqvae)
-        if expected != found:
-            raise VQGenError(f"the prior in {run} was trained on the codes of VQ-VAE {expected}, but {run / 'vqvae'} holds {found}: "
-                             "train the prior again with --fresh")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(vqvae, prior, load_tokenizer(run / "cftn-v2"), device)
+        name = prior or ([name for name in PRIORS if (run / name / "config.json").is_file()] or ["cftn-v2"])[-1]
+        if name not in PRIORS: raise VQGenError(f"there is no prior {name!r}: choose one of {', '.join(PRIORS)}")
+        vqvae, model, facts = load_model(run / "vqvae", VQVAE), load_model(run / name, PRIORS[name]), read_description(run / name)
+        _check_fact(facts, "vqvae", vqvae, f"the prior in {run / name} was trained on the codes of another VQ-VAE")
+        tokenizer, encoder = load_tokenizer(run / name), None
+        if model.shape.feature_dim:
+            encoder = load_encoder(facts["text.encoder"], tokenizer)
+            _check_fact(facts, "encoder", encoder, f"the prior in {run / name} was trained with another text encoder")
+        return cls(vqvae, model, tokenizer, encoder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def codes(self, captions, seed=0, steps=1, **options):
-        "Codes (B, h, w) for a list of captions; picture i has the random numbers of seed `seed + i`, whatever the batch."
-        text = tokenize(self.tokenizer, captions).to(self.device)
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(captions))]
-        return self.prior.generate(text, generators, steps=steps, **options)
+    def stream(self, captions, seed=0, **options):
+        """An iterator over the codes (B, h, w) of a generation for a list of captions, -1 where undecided.
+
+        Picture i has the random numbers of seed `seed + i`, whatever the batch; `options` are those of the prior's `stream`.
+        """
+        text = tokenize(self.tokenizer, captions, self.encoder).to(self.device)
+        return self.prior.stream(text, [torch.Generator().manual_seed(seed + i) for i in range(len(captions))], **options)
+
+    def codes(self, captions, seed=0, **options):
+        "The codes (B, h, w) at the end of `stream`."
+        for codes in self.stream(captions, seed, **options): pass
+        return codes
 
     @torch.no_grad()
-    def images(self, captions, seed=0, steps=1, **options):
-        "Pictures (B, 3, H, W) in [-1, 1] for a list of captions; `options` are those of the prior's `generate`."
-        return self.vqvae.decode(self.codes(captions, seed, steps, **options)).cpu()
+    def images(self, captions, seed=0, **options):
+        "Pictures (B, 3, H, W) in [-1, 1] for a list of captions."
+        return self.vqvae.decode(self.codes(captions, seed, **options)).cpu()
 
-    def __call__(self, caption, num_images=1, seed=0, steps=1, **options):
+    def __call__(self, caption, num_images=1, seed=0, **options):
         "A list of `num_images` PIL pictures of `caption`, with seeds `seed`, `seed + 1`, ..."
         if num_images < 1: raise VQGenError(f"num_images must be at least 1, not {num_images}")
-        return [to_pil(image) for image in self.images([caption] * num_images, seed, steps, **options)]
+        return [to_pil(image) for image in self.images([caption] * num_images, seed, **options)]
 
     @torch.no_grad()
     def describe(self, images):
-        "The captions that the prior writes for pictures (B, 3, H, W) in [-1, 1]."
+        "The captions that the prior writes for pictures (B, 3, H, W) in [-1, 1]; raises `VQGenError` where it cannot read pictures."
+        if not hasattr(self.prior, "describe"): raise VQGenError(f"a {type(self.prior).__name__} only draws: use the prior cftn-v2 to caption pictures")
         rows = self.prior.describe(self.vqvae.encode(images.to(self.device)))
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+def _check_fact(facts, name, model, complaint):
+    expected, found = facts.get(name), fingerprint(model)
+    if expected != found: raise VQGenError(f"{complaint} ({expected}, not {found}): train the prior again with --fresh")
