@@ -21,8 +21,9 @@ from .priors.text import Text, blank_captions, check_features
 # %% ../nbs/22a_sampling.ipynb #a9a9374d
 def gumbel(generators, shape, device=None):
     "Gumbel noise (B, *shape); row i comes from `generators[i]`, whatever the rest of the batch."
-    uniform = torch.stack([torch.rand(shape, generator=generator) for generator in generators]).to(device)
-    return -(-uniform.clamp(1e-9, 1 - 1e-7).log()).log()
+    noise = torch.empty(len(generators), *shape)
+    for row, generator in zip(noise, generators): row.uniform_(generator=generator)
+    return noise.to(device).clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()     # in place: for a whole canvas it is large
 
 # %% ../nbs/22a_sampling.ipynb #63e5d267
 def keep_likely(scores, top_k=0, top_p=1.0):
@@ -41,8 +42,8 @@ def keep_likely(scores, top_k=0, top_p=1.0):
 def draw(scores, generators, temperature=1.0, top_k=0, top_p=1.0):
     "A code for each position (B, N), drawn from `scores` (B, N, K); the likeliest where `temperature` is 0."
     if temperature == 0: return scores.argmax(-1)
-    scores = (scores - scores.amax(-1, keepdim=True)) / temperature      # at most 0, so that a tiny temperature cannot overflow
-    return (keep_likely(scores, top_k, top_p) + gumbel(generators, scores.shape[1:], scores.device)).argmax(-1)
+    if temperature != 1: scores = (scores - scores.amax(-1, keepdim=True)) / temperature      # at most 0: a tiny temperature cannot overflow
+    return gumbel(generators, scores.shape[1:], scores.device).add_(keep_likely(scores, top_k, top_p)).argmax(-1)
 
 # %% ../nbs/22a_sampling.ipynb #3eb09f6e
 def with_empty(text):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import PriorShape, TransformerConfig
-from .blocks import Cache, Tower, causal_mask, real_only
+from .blocks import Cache, Tower, causal_mask, for_few_rows, real_only
 from .lstm import Autoregressive
 
 # %% ../../nbs/24_priors.transformer.ipynb #065af5eb
@@ -38,7 +38,7 @@ class TransformerPrior(Autoregressive):
 
     def forward(self, codes, text):                                                             # (B, N)
         ids, real = text.input_ids, text.attention_mask
-        x = torch.cat([self.words(ids, features=text.features), self.codes.embed(self.shifted(codes))], 1)              # (B, T + N, C)
+        x = torch.cat([self.words(ids, features=text.features), self.codes.embed(self.shifted(codes))], 1)   # (B, T + N, C)
         mask = prefix_mask(real, codes.shape[1])                                                # (B, 1, T + N, T + N)
         for block in self.codes.blocks: x = block(x, mask)
         return self.code_head(self.codes.norm(x[:, ids.shape[1]:]))                             # (B, N, K)
@@ -46,15 +46,17 @@ class TransformerPrior(Autoregressive):
     def start(self, text):
         ids, real = text.input_ids, text.attention_mask
         count = self.shape.side ** 2
-        state = SimpleNamespace(place=0, caches=[Cache(ids.shape[1] + count) for _ in self.codes.blocks], mask=real_only(real))
-        x = self.words(ids, features=text.features)                                                                     # (B, T, C)
-        for block, cache in zip(self.codes.blocks, state.caches): x = block(x, state.mask, cache)
+        blocks, head = for_few_rows(self.codes.blocks), for_few_rows(self.code_head)
+        layers = [(block, Cache(ids.shape[1] + count)) for block in blocks]
+        state = SimpleNamespace(place=0, layers=layers, head=head, mask=real_only(real))
+        x = self.words(ids, features=text.features)                                             # (B, T, C)
+        for block, cache in layers: x = block(x, state.mask, cache)
         if state.mask is not None: state.mask = F.pad(state.mask, (0, count), value=True)       # (B, 1, 1, T + N)
         return state
 
     def step(self, codes, state):                                                               # (B,)
         x = (self.codes.tokens(codes) + self.codes.positions[state.place])[:, None]             # (B, 1, C)
         state.place += 1
-        mask = None if state.mask is None else state.mask[..., :state.caches[0].filled + 1]
-        for block, cache in zip(self.codes.blocks, state.caches): x = block(x, mask, cache)
-        return self.code_head(self.codes.norm(x))[:, 0]                                         # (B, K)
+        mask = None if state.mask is None else state.mask[..., :state.layers[0][1].filled + 1]
+        for block, cache in state.layers: x = block(x, mask, cache)
+        return state.head(self.codes.norm(x))[:, 0]                                             # (B, K)
