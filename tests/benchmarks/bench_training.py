@@ -1,6 +1,6 @@
 """What the training loop costs beside a bare forward, backward and step; and what `import vqgen` costs beside `import torch`.
 
-    python tests/benchmarks/bench_training.py [--json FILE] [--config avatars] [--steps 100] [--rounds 3]
+    python tests/benchmarks/bench_training.py [--json FILE] [--config avatars] [--steps 80] [--rounds 4]
 """
 import argparse
 import json
@@ -19,57 +19,74 @@ from vqgen.priors.fit import new_prior
 from vqgen.data import load_data
 from vqgen.priors.codes import CodedCaptions, encode_dataset
 from vqgen.priors.text import train_tokenizer
-from vqgen.training import batches, make_optimizer, train
+from vqgen.training import batches, make_optimizer, model_loss, train
 from vqgen.vqvae.model import VQVAE
 
 
-def bare(model, stream, config, loss):
-    "The seconds of `config.steps` steps of forward, backward and optimizer alone, on batches that are read beforehand."
-    optimizer, ready = make_optimizer(model.train(), config), [next(stream) for _ in range(config.steps)]
-    start = time.perf_counter()
+class Clock:
+    "A data set that notes when each batch is asked for."
+    def __init__(self, data): self.data, self.times = data, []
+
+    def __len__(self): return len(self.data)
+
+    def __getitem__(self, i): return self.data[i]
+
+    def __getattr__(self, name): return getattr(self.data, name)
+
+    def __getitems__(self, indices):
+        self.times.append(time.perf_counter())
+        fetch = getattr(self.data, "__getitems__", None)
+        return fetch(indices) if fetch else [self.data[i] for i in indices]
+
+
+def bare(model, data, config, loss):
+    "The seconds of each step of forward, backward and optimizer alone, on batches that are read beforehand."
+    optimizer, stream = make_optimizer(model.train(), config), iter(batches(data, config))
+    ready, times = [next(stream) for _ in range(config.steps)], [time.perf_counter()]
     for batch in ready:
         value, _ = loss(model, batch)
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return time.perf_counter() - start
+        times.append(time.perf_counter())
+    return differences(times), 0.0
 
 
-def looped(run):
-    "The seconds of the loop, without what happens once (starting, the last look and the save), and the share of waiting for data."
-    start = time.perf_counter()
-    history = run()
-    return time.perf_counter() - start, statistics.mean(record["data_wait"] for record in history)
+def looped(run, data):
+    "The seconds of each step of the loop, from one batch to the next, and the share of waiting for data."
+    clock = Clock(data)
+    history = run(clock)
+    return differences(clock.times), statistics.mean(record["data_wait"] for record in history)
+
+
+def differences(times): return [after - before for before, after in zip(times, times[1:])]
 
 
 def contenders(config, steps):
-    "For each model `(name, bare, loop of n steps)`: functions that begin with a fresh model."
-    data, text = load_data(config.data, "train"), config.text
-    settings = lambda section, n: section.model_copy(update={"steps": n, "eval_every": 10**9, "save_every": 10**9})
-    model_loss = lambda model, batch: model.loss(**batch)
-    section = config.vqvae.train
-    yield ("vqvae", lambda: bare(VQVAE(config.vqvae.model), iter(batches(data, section)), settings(section, steps), model_loss),
-           lambda n: lambda: train(VQVAE(config.vqvae.model), data, settings(section, n), tempfile.mkdtemp()))
-    vqvae, stage = VQVAE(config.vqvae.model), config.cftn_v2.stage1
+    "For each model `(name, bare, loop)`: functions that train a fresh model."
+    data, fast = load_data(config.data, "train"), {"steps": steps, "eval_every": 10**9, "save_every": 10**9}
+    section = config.vqvae.train.model_copy(update=fast)
+    yield ("vqvae", lambda: bare(VQVAE(config.vqvae.model), data, section, model_loss),
+           lambda: looped(lambda clock: train(VQVAE(config.vqvae.model), clock, section, tempfile.mkdtemp()), data))
+    vqvae, stage = VQVAE(config.vqvae.model), config.cftn_v2.stage1.model_copy(update=fast)
     vqvae.loss(data.batch(range(64)))
-    tokenizer = train_tokenizer(data.captions, text)
+    tokenizer = train_tokenizer(data.captions, config.text)
     coded = CodedCaptions(encode_dataset(vqvae.eval(), data), data.captions, tokenizer)
     new = lambda: new_prior("cftn-v2", config.cftn_v2.model, vqvae, tokenizer, config.data.image_size)
-    stage_loss = lambda model, batch: model.loss(**batch, stage=stage)
-    yield ("cftn-v2", lambda: bare(new(), iter(batches(coded, stage)), settings(stage, steps), stage_loss),
-           lambda n: lambda: train_stage(new(), "stage1", settings(stage, n), coded, None, tempfile.mkdtemp()))
+    yield ("cftn-v2", lambda: bare(new(), coded, stage, lambda model, batch: model.loss(**batch, stage=stage)),
+           lambda: looped(lambda clock: train_stage(new(), "stage1", stage, clock, None, tempfile.mkdtemp()), coded))
 
 
-def compare(bare_run, loop_run, steps, rounds):
-    "`(bare, loop, share waiting)` in ms a step, medians; the loop's start and end are measured by a run of half the length, and taken off."
+def compare(bare_run, loop_run, rounds):
+    "`(bare, loop, share waiting)` in ms a step: means without the slowest twentieth, in which something else had the machine."
     bares, loops, waits = [], [], []
     for _ in range(rounds):   # taking turns, so that a slow moment of the machine hits all
-        bares.append(bare_run() / steps)
-        half, _ = looped(loop_run(steps // 2))
-        whole, wait = looped(loop_run(steps))
-        loops.append((whole - half) / (steps - steps // 2))
+        bares += bare_run()[0][5:]
+        steps, wait = loop_run()
+        loops += steps[5:]    # the first steps warm up
         waits.append(wait)
-    return 1000 * statistics.median(bares), 1000 * statistics.median(loops), statistics.median(waits)
+    mean = lambda times: 1000 * statistics.mean(sorted(times)[:len(times) * 19 // 20])
+    return mean(bares), mean(loops), statistics.median(waits)
 
 
 def import_times(rounds):
@@ -85,14 +102,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--config", default="avatars")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
     figures = {}
-    print(f"{options.config}, {torch.get_num_threads()} threads, median of {options.rounds} rounds of {options.steps} steps\n\n"
+    print(f"{options.config}, {torch.get_num_threads()} threads, {options.rounds} rounds of {options.steps} steps\n\n"
           "| | bare, ms a step | loop, ms a step | loop / bare | waiting for data |\n|---|---|---|---|---|")
     for name, bare_run, loop_run in contenders(load_config(options.config), options.steps):
-        alone, loop, wait = compare(bare_run, loop_run, options.steps, options.rounds)
+        alone, loop, wait = compare(bare_run, loop_run, options.rounds)
         figures |= {f"{name}_loop_vs_bare": loop / alone, f"{name}_data_wait": wait}
         print(f"| {name} | {alone:.1f} | {loop:.1f} | {loop / alone:.3f} | {wait:.1%} |")
     of_torch, of_vqgen = import_times(5)
