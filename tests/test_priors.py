@@ -8,13 +8,15 @@ import torch.nn.functional as F
 from tiny import one_sentence
 
 from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, StageConfig, TextConfig, TransformerConfig, VQGenError
-from vqgen.priors.fit import start_from_codebook
+from vqgen.priors.blocks import FewRows, for_few_rows
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.cftn import CFTN, positions_to_hide
+from vqgen.priors.fit import start_from_codebook
 from vqgen.priors.lstm import LSTMPrior
 from vqgen.priors.text import PAD, Text, tokenize, train_tokenizer
 from vqgen.priors.transformer import TransformerPrior
 from vqgen.sampling import in_order, with_empty
+from vqgen.training import fingerprint, load_model, save_model
 
 K, SIDE = 12, 4
 CAPTIONS = [f"a {colour} {animal}{more}" for (colour, more), animal in itertools.product(
@@ -345,3 +347,27 @@ def test_bad_requests(kind, tokenizer, text):
 @pytest.mark.parametrize("config", [LSTMConfig, TransformerConfig, CFTNConfig])
 def test_heads_must_divide_the_width(config):
     with pytest.raises(ValueError, match="not divisible by heads"): config(width=64, heads=5)
+
+
+# --- kept on disk, and prepared for writing ---
+
+@every_prior
+def test_saved_and_loaded_it_draws_the_same(kind, tokenizer, text, tmp_path):
+    prior = new(kind, tokenizer)
+    save_model(prior, tmp_path)
+    loaded = load_model(tmp_path, KINDS[kind][0])
+    options = {"temperature": 1.0, "guidance_scale": 2.0}
+    before = prior.generate(some(text, 0, 9), generators(0, 1), **options)
+    assert loaded.generate(some(text, 0, 9), generators(0, 1), **options).equal(before)
+    assert fingerprint(prior) == fingerprint(loaded), "generating leaves the weights as they are"
+
+
+@pytest.mark.parametrize("outputs", [12, 32, 96])
+def test_few_rows_are_the_same_product(outputs):
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(40, outputs), torch.nn.GELU())
+    fast = for_few_rows(layer)
+    assert isinstance(fast[0], FewRows) == (outputs % 32 == 0) and isinstance(layer[0], torch.nn.Linear)
+    for shape in ((1, 1, 40), (3, 1, 40), (2, 5, 40)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(fast(x), layer(x), rtol=1e-5, atol=1e-5)
