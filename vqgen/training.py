@@ -6,7 +6,7 @@
 __all__ = ['batch_indices', 'shares', 'share_seed', 'seed_all', 'SeededReading', 'collate', 'batches', 'learning_rate_factor',
            'stop_requests', 'start_accelerator', 'without_gpu', 'in_any_process', 'to_device', 'main_process_first',
            'explain_crashes', 'model_loss', 'Objective', 'begin_epoch', 'make_optimizer', 'make_parts', 'evaluation',
-           'evaluate', 'train']
+           'evaluate', 'learn', 'train']
 
 # %% ../nbs/03_training.ipynb #e366dae3
 import contextlib
@@ -182,6 +182,10 @@ def begin_epoch(model):
     for part in model.modules():
         if hasattr(part, "new_epoch"): part.new_epoch()
 
+def _shape(model):
+    "The constructor's arguments of `model`, as `{'section.key': value}`."
+    return {f"{name}.{key}": value for name, section in sections(model).items() for key, value in section.items()}
+
 # %% ../nbs/03_training.ipynb #3bf05b0c
 def make_optimizer(model, config, special_rates=None):
     """AdamW over `model`: matrices with weight decay, the rest without (arXiv 1711.05101).
@@ -227,6 +231,21 @@ def evaluate(model, data, loss=model_loss, batch_size=64, max_batches=8, seed=0,
             count += len(indices)
     return {key: total / count for key, total in totals.items()}
 
+# %% ../nbs/03_training.ipynb #03000014
+def learn(objective, optimizer, parameters, stream, run, seed, max_grad_norm, accelerator):
+    "One step on this process's shares of a batch, which `stream` yields; each has random numbers of its own."
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    for share in range(rank, processes * accelerator.gradient_accumulation_steps, processes):
+        batch = to_device(next(stream), accelerator.device)
+        seed_all(share_seed(seed, run.step, share))
+        with accelerator.accumulate(objective):
+            value, metrics = objective(batch)
+            accelerator.backward(value)
+            if accelerator.sync_gradients: metrics["gradient_norm"] = accelerator.clip_grad_norm_(parameters, max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        run.record({"loss": value.detach(), **metrics})
+
 # %% ../nbs/03_training.ipynb #7dfe3b3f
 def train(model, data, config, folder, *, validation=None, loss=model_loss, seed=0, stage="train", special_rates=None,
           tracking=None, facts=None, sample=None):
@@ -238,37 +257,28 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     """
     run = _Run(Path(folder), stage, {**config.model_dump(), "seed": seed, **_shape(model)}, facts or {})
     accelerator = start_accelerator(config, tracking, folder)
-    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-    parts = make_parts(model, config, special_rates, device)
+    parts, parameters = make_parts(model, config, special_rates, accelerator.device), list(model.parameters())
     objective, optimizer = accelerator.prepare(Objective(model, loss).train(), parts["optimizer"])
-    parameters = list(model.parameters())
+    average, schedule = parts["average"], parts["schedule"]
     with run.opened(parts, accelerator), explain_crashes(run, accelerator), stop_requests() as requests, run.progress(accelerator) as progress:
         start_tracking(accelerator, tracking, folder, stage, run.settings)
-        stream, stop = run.timed(batches(data, config, seed, run.step, rank, processes)), False
-        while run.step < config.steps:
-            for share in range(rank, processes * config.gradient_accumulation_steps, processes):
-                batch = to_device(next(stream), device)
-                seed_all(share_seed(seed, run.step, share))
-                with accelerator.accumulate(objective):
-                    value, metrics = objective(batch)
-                    accelerator.backward(value)
-                    if accelerator.sync_gradients: metrics["gradient_norm"] = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                run.record({"loss": value.detach(), **metrics})
-            parts["schedule"].step()
-            parts["average"].update_parameters(model)
+        stream = run.timed(batches(data, config, seed, run.step, accelerator.process_index, accelerator.num_processes))
+        stop = False
+        while run.step < config.steps and not stop:
+            learn(objective, optimizer, parameters, stream, run, seed, config.max_grad_norm, accelerator)
+            schedule.step()
+            average.update_parameters(model)
             run.step += 1
             if run.step * config.batch_size % len(data) < config.batch_size: begin_epoch(model)
             stop = in_any_process(bool(requests), accelerator)   # looked at once: a later signal must find a later step that saves
             last = stop or run.step == config.steps
             look, save = (last or run.step % every == 0 for every in (config.eval_every, config.save_every))
-            if look and validation is not None: run.validate(evaluate(parts["average"].module, validation, loss, config.batch_size, device=device))
-            if look and sample is not None: run.draw(sample, parts["average"].module, accelerator)
+            if look and validation is not None:
+                run.validate(evaluate(average.module, validation, loss, config.batch_size, device=accelerator.device))
+            if look and sample is not None: run.draw(sample, average.module, accelerator)
             if save: run.check(parameters)
-            run.report(progress, accelerator, parts["schedule"].get_last_lr()[0], last)
+            run.report(progress, accelerator, schedule.get_last_lr()[0], last)
             if save and accelerator.is_main_process: run.save(parts)
-            if stop: break
         stop_tracking(accelerator)
     return run.finish(parts, stop)
 
@@ -374,7 +384,3 @@ class _Run(_Reporting):
         parts["model"].load_state_dict(parts["average"].module.state_dict())
         parts["model"].eval()
         return self.history
-
-def _shape(model):
-    "The constructor's arguments of `model`, as `{'section.key': value}`."
-    return {f"{name}.{key}": value for name, section in sections(model).items() for key, value in section.items()}
