@@ -78,14 +78,14 @@ def contenders(config, steps):
 
 
 def compare(bare_run, loop_run, rounds):
-    "`(bare, loop, share waiting)` in ms a step: means without the slowest twentieth, in which something else had the machine."
+    "`(bare, loop, share waiting)` in ms a step: means of the faster half of all steps, in which nothing else had the machine."
     bares, loops, waits = [], [], []
     for _ in range(rounds):   # taking turns, so that a slow moment of the machine hits all
         bares += bare_run()[0][5:]
         steps, wait = loop_run()
         loops += steps[5:]    # the first steps warm up
         waits.append(wait)
-    mean = lambda times: 1000 * statistics.mean(sorted(times)[:len(times) * 19 // 20])
+    mean = lambda times: 1000 * statistics.mean(sorted(times)[:len(times) // 2])
     return mean(bares), mean(loops), statistics.median(waits)
 
 
