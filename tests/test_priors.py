@@ -16,7 +16,7 @@ from vqgen.priors.lstm import LSTMPrior
 from vqgen.priors.text import PAD, Text, tokenize, train_tokenizer
 from vqgen.priors.transformer import TransformerPrior
 from vqgen.sampling import in_order, with_empty
-from vqgen.training import fingerprint, load_model, save_model
+from vqgen.checkpoints import fingerprint, load_model, save_model
 
 K, SIDE = 12, 4
 CAPTIONS = [f"a {colour} {animal}{more}" for (colour, more), animal in itertools.product(

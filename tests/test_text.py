@@ -18,7 +18,7 @@ from vqgen.priors.codes import CodedCaptions
 from vqgen.priors.text import (Text, blank_captions, cached_features, check_features, check_tokenizer, drop_captions, encode_rows,
                                load_encoder, load_tokenizer, new_tokenizer, pretrained_tokenizer, text_shape, token_ids, tokenize)
 from vqgen.sampling import ask, with_empty
-from vqgen.training import to_device
+from vqgen.devices import to_device
 from vqgen.vqvae.model import VQVAE
 
 CAPTIONS = ["a red fox in the snow", "a cat", "two green birds", "the moon above a very quiet sea at night"]

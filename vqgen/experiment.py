@@ -21,13 +21,14 @@ from .checkpoints import (differences, empty_folder, fingerprint, has_begun, loa
 from .config import VQGenError, dump_config
 from .curriculum import train_curriculum
 from .data import load_data
+from .devices import main_process_first
 from .metrics import AttributeOracle, codebook_usage, prompt_accuracy, train_oracle
 from .one_shot import rectify
 from .pipeline import Pipeline
 from .priors.codes import CodedCaptions, encode_dataset
 from .priors.fit import PRIORS, new_prior, train_prior
 from .priors.text import load_encoder, load_tokenizer, new_tokenizer
-from .training import main_process_first, train
+from .training import train
 from .viz import gallery
 from .vqvae.model import VQVAE, psnr
 
