@@ -256,7 +256,7 @@ class Waiting(tiny.Stopping):
 
 
 @pytest.mark.parametrize("start", ["tiny.train_plain(sys.argv[1] + '/vqvae', lambda data: Waiting(data, 0))",
-                                   "import vqgen.experiment as e; e.load_splits = lambda config: (Waiting(tiny.splits()[0], 0), None)\n"
+                                   "import vqgen.experiment as e; e.load_splits = lambda config: (Waiting(tiny.splits()[0], 0), tiny.splits()[1])\n"
                                    "e.train_vqvae(tiny.CONFIG, sys.argv[1])"], ids=["train", "experiment"])
 def test_second_training_in_a_folder_is_refused(tmp_path, start):
     "While the first lives: also with --fresh, and without a trace. When it has been killed, the folder is free at once."
