@@ -1,6 +1,6 @@
 """What the training loop costs beside a bare forward, backward and step; and what `import vqgen` costs beside `import torch`.
 
-    python tests/benchmarks/bench_training.py [--json FILE] [--config avatars] [--steps 80] [--rounds 4]
+    python tests/benchmarks/bench_training.py [--json FILE] [--config avatars] [--steps 50] [--rounds 8]
 """
 import argparse
 import json
@@ -79,15 +79,17 @@ def contenders(config, steps):
 
 
 def compare(bare_run, loop_run, rounds):
-    "`(bare, loop, share waiting)` in ms a step: means of the faster half of all steps, in which nothing else had the machine."
-    bares, loops, waits = [], [], []
-    for _ in range(rounds):   # taking turns, so that a slow moment of the machine hits all
-        bares += bare_run()[0][5:]
-        steps, wait = loop_run()
-        loops += steps[5:]    # the first steps warm up
-        waits.append(wait)
-    mean = lambda times: 1000 * statistics.mean(sorted(times)[:len(times) // 2])
-    return mean(bares), mean(loops), statistics.median(waits)
+    """`(bare, loop, loop / bare, share waiting)`: medians over the rounds, in ms a step and as a ratio within a round.
+
+    A round times one after the other, in turns this or that first: the machine's own speed may drift by a quarter within a minute.
+    """
+    mean = lambda times: 1000 * statistics.mean(sorted(times[5:])[:len(times) // 2])   # the faster half: nothing else had the machine
+    found = []
+    for turn in range(rounds):
+        if turn % 2: (loop, wait), (alone, _) = loop_run(), bare_run()
+        else: (alone, _), (loop, wait) = bare_run(), loop_run()
+        found.append((mean(alone), mean(loop), mean(loop) / mean(alone), wait))
+    return [statistics.median(values) for values in zip(*found)]
 
 
 def import_times(rounds):
@@ -103,16 +105,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--config", default="avatars")
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args()
     figures = {}
     print(f"{options.config}, {torch.get_num_threads()} threads, {options.rounds} rounds of {options.steps} steps\n\n"
           "| | bare, ms a step | loop, ms a step | loop / bare | waiting for data |\n|---|---|---|---|---|")
     for name, bare_run, loop_run in contenders(load_config(options.config), options.steps):
-        alone, loop, wait = compare(bare_run, loop_run, options.rounds)
-        figures |= {f"{name}_loop_vs_bare": loop / alone, f"{name}_data_wait": wait}
-        print(f"| {name} | {alone:.1f} | {loop:.1f} | {loop / alone:.3f} | {wait:.1%} |")
+        alone, loop, ratio, wait = compare(bare_run, loop_run, options.rounds)
+        figures |= {f"{name}_loop_vs_bare": ratio, f"{name}_data_wait": wait}
+        print(f"| {name} | {alone:.1f} | {loop:.1f} | {ratio:.3f} | {wait:.1%} |", flush=True)
     of_torch, of_vqgen = import_times(5)
     figures["import_vs_torch"] = of_vqgen / of_torch
     print(f"\nimport torch {of_torch:.2f} s, import vqgen {of_vqgen:.2f} s: {of_vqgen / of_torch:.2f}x")
