@@ -8,9 +8,11 @@ __all__ = ['start_accelerator', 'without_gpu', 'in_any_process', 'to_device', 'm
 
 # %% ../nbs/02d_devices.ipynb #02d00003
 import contextlib
+import random
 import signal
 import warnings
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -56,8 +58,9 @@ def main_process_first():
 
 def seed_all(seed):
     "Begin the random numbers of Python, NumPy and torch, on all devices, with `seed`."
-    from accelerate.utils import set_seed
-    set_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    (torch.default_generator if without_gpu() else torch).manual_seed(seed)   # torch's keeps a stack trace for each GPU call to come
 
 # %% ../nbs/02d_devices.ipynb #03000006
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ class Clock:
 def bare(model, data, config, loss):
     "The seconds of each step of forward, backward and optimizer alone, on batches that are read beforehand."
     optimizer, stream = make_optimizer(model.train(), config), iter(batches(data, config))
-    ready, times = [next(stream) for _ in range(config.steps)], [time.perf_counter()]
+    ready, times = [next(stream)[1] for _ in range(config.steps)], [time.perf_counter()]
     for batch in ready:
         value, _ = loss(model, batch)
         value.backward()
