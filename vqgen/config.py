@@ -46,6 +46,7 @@ class VQVAEConfig(Section):
     hidden_channels: int = Field(128, ge=8)    # width of the residual stack
     residual_channels: int = Field(32, ge=4)   # width inside a residual block
     residual_layers: int = Field(2, ge=1)
+    overlap: bool = True                       # false: a code sees no pixel but its own f x f, which makes codes easier to foretell
     codebook_size: int = Field(512, ge=2)      # K
     code_dim: int = Field(32, ge=1)            # D, the length of a code vector
     commitment_weight: float = Field(0.25, ge=0)
@@ -128,6 +129,8 @@ class TrainConfig(Section):
     batch_size: int = Field(64, ge=1)          # examples a step, shared by all processes
     gradient_accumulation_steps: int = Field(1, ge=1)   # parts in which a process works off its share: less memory, same step
     learning_rate: float = Field(1e-3, gt=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"   # muon: the matrices inside the network by Muon, the rest by AdamW
+    matrix_learning_rate: float = Field(0.02, gt=0)   # of the matrices that Muon trains
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(50, ge=0)        # linear warm-up, then a cosine to zero
     max_grad_norm: float = Field(1.0, gt=0)

@@ -21,11 +21,11 @@ def conv(channels_in, channels_out, kernel, gain=1.0, **options):
 
 # %% ../../nbs/10_vqvae.encoder.ipynb #c1af4ab4
 class Residual(nn.Module):
-    "Two convolutions, 3x3 then 1x1, added to their input: `(B, C, h, w)` -> `(B, C, h, w)`."
-    def __init__(self, channels, residual_channels):
+    "Two convolutions, `kernel` x `kernel` then 1x1, added to their input: `(B, C, h, w)` -> `(B, C, h, w)`."
+    def __init__(self, channels, residual_channels, kernel=3):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.SiLU(), conv(channels, residual_channels, 3, padding=1),
+            nn.SiLU(), conv(channels, residual_channels, kernel, padding=kernel // 2),
             nn.SiLU(), conv(residual_channels, channels, 1, gain=0.3))    # starts close to "change nothing"
 
     def forward(self, x):                 # (B, C, h, w)
@@ -34,9 +34,9 @@ class Residual(nn.Module):
 # %% ../../nbs/10_vqvae.encoder.ipynb #c15aaea8
 class ResidualStack(nn.Module):
     "`layers` residual blocks in a row: `(B, C, h, w)` -> `(B, C, h, w)`."
-    def __init__(self, channels, residual_channels, layers):
+    def __init__(self, channels, residual_channels, layers, kernel=3):
         super().__init__()
-        self.blocks = nn.ModuleList(Residual(channels, residual_channels) for _ in range(layers))
+        self.blocks = nn.ModuleList(Residual(channels, residual_channels, kernel) for _ in range(layers))
 
     def forward(self, x):                               # (B, C, h, w)
         for block in self.blocks: x = block(x)          # (B, C, h, w)
@@ -51,16 +51,20 @@ def stage_widths(config: VQVAEConfig):
 
 # %% ../../nbs/10_vqvae.encoder.ipynb #f30c9d1c
 class Encoder(nn.Module):
-    "Pictures `(B, 3, H, W)` in [-1, 1] -> vectors `(B, code_dim, H / f, W / f)`, before they are quantized."
+    """Pictures `(B, 3, H, W)` in [-1, 1] -> vectors `(B, code_dim, H / f, W / f)`, before they are quantized.
+
+    With `overlap=False` all kernels are so small that a vector depends on its own f x f pixels only.
+    """
     def __init__(self, config: VQVAEConfig):
         super().__init__()
+        halving, kernel = (dict(kernel=4, padding=1), 3) if config.overlap else (dict(kernel=2), 1)
         layers, channels = [], 3
         for width in stage_widths(config):
-            layers += [conv(channels, width, 4, stride=2, padding=1), nn.SiLU()]
+            layers += [conv(channels, width, stride=2, **halving), nn.SiLU()]
             channels = width
         self.down = nn.Sequential(*layers)
-        self.mix = conv(channels, channels, 3, padding=1)
-        self.stack = ResidualStack(channels, config.residual_channels, config.residual_layers)
+        self.mix = conv(channels, channels, kernel, padding=kernel // 2)
+        self.stack = ResidualStack(channels, config.residual_channels, config.residual_layers, kernel)
         self.to_code = nn.Sequential(nn.SiLU(), conv(channels, config.code_dim, 1))
 
     def forward(self, images):            # (B, 3, H, W)
