@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'OVERRIDES', 'ConfigOption', 'RunOption', 'FreshOption', 'TRAIN_SECTIONS', 'parse_overrides', 'train', 'demo',
-           'generate', 'save_picture', 'show_config', 'main']
+           'generate', 'save_picture', 'show_config', 'evaluate', 'main']
 
 # %% ../nbs/42_cli.ipynb #7ac95e75
 import difflib
@@ -100,6 +100,30 @@ def save_picture(picture, path):
 def show_config(context: typer.Context, config: Annotated[str, typer.Argument(help="A preset, or the path of a YAML file.")] = "avatars"):
     "Print a config with every key written out."
     print(dump_config(load_config(config, parse_overrides(context.args))), end="")
+
+# %% ../nbs/42_cli.ipynb #42000001
+@app.command()
+def evaluate(run: RunOption = Path("runs/demo"),
+             prior: Annotated[Optional[str], typer.Option(help="lstm, transformer, cftn or cftn-v2; by default the last of those that are trained.")] = None,
+             count: Annotated[int, typer.Option(help="Held-out captions to draw.")] = 200,
+             published: Annotated[bool, typer.Option("--published", help="FID, KID and CLIP score as well: fetches their weights.")] = False):
+    "Measure a trained run on held-out captions: reconstructions, codebook, time, distances; of avatars also prompt accuracy."
+    if count < 2: raise VQGenError(f"--count must be at least 2, not {count}: distances are between sets of pictures")
+    from vqgen import distances, experiment
+    from vqgen.pipeline import Pipeline
+    pipeline, config = Pipeline.from_pretrained(run, prior), load_config(run / "vqvae" / "config.yaml")
+    data, validation = experiment.load_splits(config)
+    spaces, notes = distances.open_spaces(pipeline.device)
+    figures = experiment.measure(pipeline, data, validation, experiment.load_oracle(run, data, pipeline.vqvae), count)
+    print(f"{run}, {type(pipeline.prior).__name__}, {config.data.source}")
+    for name, value in figures.items():
+        if isinstance(value, float): print(f"{name:18} {value:.4g}")
+    sets = distances.picture_sets(pipeline, data, validation, count)
+    variants = distances.several_drawings(pipeline, validation.captions[:25])
+    print(distances.distance_table(distances.set_distances(sets, variants, data, spaces)), *notes, sep="\n")
+    if published:
+        scores = distances.published_scores(sets["drawings"], sets["held-out pictures"], validation.captions)
+        for name, value in scores.items(): print(f"{name:18} {value:.4g}")
 
 # %% ../nbs/42_cli.ipynb #13775a76
 def main():
