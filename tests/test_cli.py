@@ -110,7 +110,7 @@ def test_evaluate_prints_a_table(run):
     result = vqgen("evaluate", "--run", run, "--count", 6)
     assert result.returncode == 0, result.stderr
     names = [line[:18].strip() for line in result.stdout.splitlines()]
-    for name in ("psnr", "usage", "milliseconds", "accuracy", "training pictures", "held-out pictures", "reconstructions", "drawings"):
+    for name in ("PSNR in dB", "codebook usage", "ms for a picture", "prompt accuracy", "training pictures", "held-out pictures", "reconstructions", "drawings"):
         assert name in names, result.stdout
     assert "nearest, pixels" in result.stdout and "variety, pixels" in result.stdout
     assert "features" in result.stdout   # as columns, or in the sentence that says how to get them

@@ -115,19 +115,20 @@ def pairwise_distance(images, space=pixels):
 def published_scores(images, originals, captions):
     """FID, KID and CLIP score of `images` (B, 3, H, W) drawn for `captions`, the first two against `originals`, as a dict.
 
-    Raises `VQGenError` where torch-fidelity or the weights of Inception and CLIP are not there and can't be fetched.
+    Raises `VQGenError` where torch-fidelity, torchvision or the weights of Inception and CLIP are not there and can't be fetched.
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-    from torchmetrics.image.kid import KernelInceptionDistance
-    from torchmetrics.multimodal.clip_score import CLIPScore
     _check_rows(images.flatten(1), originals.flatten(1))
+    smaller = min(len(images), len(originals))
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+        from torchmetrics.image.kid import KernelInceptionDistance
+        from torchmetrics.multimodal.clip_score import CLIPScore
+        fid, kid, clip = FrechetInceptionDistance(), KernelInceptionDistance(subset_size=min(1000, smaller)), CLIPScore()
+    except (ImportError, OSError, RuntimeError) as fault:
+        reason = str(fault).strip().splitlines()[0].split(". ")[0]
+        raise VQGenError(f"no FID, KID and CLIP score here ({reason}): they need `pip install torch-fidelity torchvision`, "
+                         "and once a network, from which the weights of Inception and CLIP come") from None
     drawn, real = [((part + 1) * 127.5).round().clamp(0, 255).byte() for part in (images, originals)]
-    smaller = min(len(drawn), len(real))
-    try: fid, kid, clip = FrechetInceptionDistance(), KernelInceptionDistance(subset_size=min(1000, smaller)), CLIPScore()
-    except ImportError: raise VQGenError("FID and KID need `pip install torch-fidelity==0.3.0`, CLIP score needs `pip install transformers`") from None
-    except (OSError, RuntimeError) as fault:
-        raise VQGenError(f"FID, KID and CLIP score need the weights of Inception and CLIP: run once with a network, "
-                         f"which keeps them in the caches of torch and Hugging Face ({str(fault).splitlines()[0]})") from None
     for metric in (fid, kid):
         for part in drawn.split(32): metric.update(part, real=False)
         for part in real.split(32): metric.update(part, real=True)
