@@ -175,7 +175,7 @@ def test_features_are_the_same_for_every_batch():
     spaces, notes = open_spaces()
     images, features = pictures(20).batch(range(20)), spaces["features"]
     rows = features(images)
-    assert rows.shape == (20, 1280) and rows.isfinite().all() and not rows.requires_grad and not notes
+    assert rows.shape == (20, 1280) and rows.isfinite().all() and not rows.requires_grad and Features.name in notes[0]
     assert torch.allclose(features(images[3:5], batch_size=1), rows[3:5], atol=1e-3)
     assert rows.std(0).max() > 0.1, "all pictures look the same to it"
 

@@ -187,6 +187,6 @@ def distance_table(figures):
 
 # %% ../nbs/33_distances.ipynb #3300002f
 def open_spaces(device="cpu"):
-    "`(spaces, notes)`: the spaces to measure in, a dict for `set_distances`, and a list of sentences that say why one of them is missing."
-    try: return {"features": Features(device), "pixels": pixels}, []
+    "`(spaces, notes)`: the spaces to measure in, a dict for `set_distances`, and a list of sentences: what the figures are named by, or what is missing."
+    try: return {"features": Features(device), "pixels": pixels}, [f"Fréchet, kernel and features: in {Features.name}, no FID"]
     except VQGenError as fault: return {"pixels": pixels}, [f"left out: {fault}"]
