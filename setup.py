@@ -34,7 +34,7 @@ setup(
     package_data={"vqgen": ["configs/*.yaml"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "bench")},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "bench", "distances")},
     entry_points={"console_scripts": settings["console_scripts"].splitlines()},
     zip_safe=False,
 )

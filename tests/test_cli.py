@@ -105,6 +105,17 @@ def test_demo_ends_with_a_gallery_and_figures(run, config):
     assert oracle["step"] == done, "the oracle judges with half a training"
 
 
+def test_evaluate_prints_a_table(run):
+    "Figures of the run and a line for each set of pictures; nothing but the judge's training is written."
+    result = vqgen("evaluate", "--run", run, "--count", 6)
+    assert result.returncode == 0, result.stderr
+    names = [line[:18].strip() for line in result.stdout.splitlines()]
+    for name in ("PSNR in dB", "codebook usage", "ms for a picture", "prompt accuracy", "training pictures", "held-out pictures", "reconstructions", "drawings"):
+        assert name in names, result.stdout
+    assert "nearest, pixels" in result.stdout and "variety, pixels" in result.stdout
+    assert "features" in result.stdout   # as columns, or in the sentence that says how to get them
+
+
 # --- off the road ---
 
 @pytest.mark.parametrize("arguments, parts", [
@@ -121,8 +132,10 @@ def test_demo_ends_with_a_gallery_and_figures(run, config):
     (["generate"], ["caption"]),
     (["trian", "vqvae"], ["trian", "train"]),
     (["generate", "a face", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run"]),
+    (["evaluate", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run"]),
+    (["evaluate", "--count", "1"], ["--count", "at least 2"]),
     (["train", "cftn-v2", "--run", "nowhere"], ["nowhere", "train it first"]),
-], ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("config", "train", "generate", "trian") else "")
+], ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("config", "train", "generate", "evaluate", "trian") else "")
 def test_every_error_is_one_line(tmp_path, arguments, parts):
     said = error_line(vqgen(*arguments, cwd=tmp_path))
     assert all(part in said for part in parts), said
