@@ -273,6 +273,18 @@ def test_shapes(f):
     assert model.num_codes_per_side(32) == 32 // f
 
 
+@pytest.mark.parametrize("f", [2, 4, 8])
+def test_without_overlap_a_code_depends_on_its_own_patch_only(f):
+    torch.manual_seed(0)
+    vqvae = VQVAE(VQVAEConfig(downsample=f, hidden_channels=16, codebook_size=64, overlap=False)).eval()
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    codes = vqvae.encode(images)
+    patch = images[1, :, f:2 * f, 2 * f:3 * f].clone()
+    others = torch.rand(1, 3, 32, 32) * 2 - 1
+    others[0, :, -f:, :f] = patch      # the same patch at another place, among others
+    assert vqvae.encode(others)[0, -1, 0] == codes[1, 1, 2]
+
+
 @pytest.mark.parametrize("shape, words", [((1, 3, 30, 32), "30.*4"), ((1, 3, 32, 33), "33.*4"),
                                           ((1, 1, 32, 32), "RGB"), ((3, 32, 32), "RGB")])
 def test_wrong_shapes_are_refused_in_a_sentence(shape, words):

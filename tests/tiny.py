@@ -28,8 +28,8 @@ TREE = {
                         "codebook_size": 16, "code_dim": 4},
               "train": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "save_every": 2}},
     "text": {"vocab_size": 192, "max_length": 64},
-    **{name: {"model": {"width": 16, "heads": 2, "layers": 2}, "train": {"steps": 4, "batch_size": 8, "warmup_steps": 1}}
-       for name in ("lstm", "transformer", "cftn")},
+    **{name: {"model": {"width": 16, "heads": 2, "layers": 2}, "train": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "optimizer": optimizer}}
+       for name, optimizer in {"lstm": "adamw", "transformer": "adamw", "cftn": "muon"}.items()},
     "cftn_v2": {"model": {"width": 16, "heads": 2, "layers": 3},
                 "stage1": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "caption_weight": 0.2},
                 "stage2": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "pure_noise_share": 0.5},
@@ -135,7 +135,7 @@ def fit_vqvae(folder, wrap=unchanged, seed=0, chance=True, tracking=None, **chan
 def fit_brain(folder, wrap=unchanged, seed=0, **changes):
     vqvae, tokenizer, data, validation = coded()
     model = new_prior("cftn-v2", changed(CONFIG.cftn_v2.model, dropout=0.1), vqvae, tokenizer, splits()[0].image_size)
-    stage = StageConfig(caption_weight=0.2, pure_noise_share=0.3, gate_learning_rate=0.01, **{**STEPS, **changes})
+    stage = StageConfig(caption_weight=0.2, pure_noise_share=0.3, gate_learning_rate=0.01, **{**STEPS, "optimizer": "muon", **changes})
     return model, train_stage(model, "train", stage, wrap(data), validation, folder, seed=seed)
 
 
@@ -148,7 +148,8 @@ def fit_prior(name, folder, wrap=unchanged, seed=0, chance=True, **changes):
 
 
 FITS = {"vqvae": fit_vqvae, "brain": fit_brain,   # a new prior joins the tests of resume and of several processes with a name here
-        **{name: functools.partial(fit_prior, name) for name in ("lstm", "transformer", "cftn")}}
+        "lstm": functools.partial(fit_prior, "lstm"), "transformer": functools.partial(fit_prior, "transformer"),
+        "cftn": functools.partial(fit_prior, "cftn", optimizer="muon")}
 
 
 def train_plain(folder, wrap=unchanged, **changes):

@@ -103,7 +103,7 @@ def show_config(context: typer.Context, config: Annotated[str, typer.Argument(he
 
 # %% ../nbs/42_cli.ipynb #42000001
 FIGURES = {"psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity", "milliseconds": "ms for a picture",
-           "accuracy": "prompt accuracy", "ceiling": "... of true ones"}   # what `experiment.measure` gives, in words
+           "stated": "stated all right", "ceiling": "... of true ones", "in_range": "in range", "accuracy": "prompt accuracy"}   # what `experiment.measure` gives, in words
 
 @app.command()
 def evaluate(run: RunOption = Path("runs/demo"),
@@ -117,7 +117,7 @@ def evaluate(run: RunOption = Path("runs/demo"),
     pipeline, config = Pipeline.from_pretrained(run, prior), load_config(run / "vqvae" / "config.yaml")
     data, validation = experiment.load_splits(config)
     spaces, notes = distances.open_spaces(pipeline.device)
-    figures = experiment.measure(pipeline, data, validation, experiment.load_oracle(run, data, pipeline.vqvae), count)
+    figures = experiment.measure(pipeline, data, validation, experiment.load_judge(run, data, validation, pipeline.vqvae), count)
     print(f"{run}, {type(pipeline.prior).__name__}, {config.data.source}")
     for name, value in figures.items():
         if isinstance(value, float): print(f"{FIGURES.get(name, name):18} {value:.4g}")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINERS', 'open_folder', 'load_splits', 'reconstructions', 'train_vqvae', 'open_vqvae', 'open_tokenizer',
-           'encode_splits', 'drawings', 'train_prior_in', 'knows_attributes', 'load_oracle', 'measure', 'summary',
-           'gallery_captions', 'draw_gallery', 'demo']
+           'encode_splits', 'drawings', 'train_prior_in', 'knows_attributes', 'load_judge', 'reconstruct', 'measure',
+           'summary', 'gallery_captions', 'draw_gallery', 'demo']
 
 # %% ../nbs/39_experiment.ipynb #9a134338
 import contextlib
@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
-from .avatars import ATTRIBUTES
+from .avatars import ATTRIBUTES, part_values
 from .checkpoints import (differences, empty_folder, fingerprint, has_begun, load_model, lock_folder, read_description,
                                write_atomically)
 from .config import VQGenError, dump_config
 from .curriculum import train_curriculum
 from .data import load_data
 from .devices import main_process_first
+from .judge import Judge
 from .metrics import AttributeOracle, codebook_usage, prompt_accuracy, train_oracle
 from .one_shot import rectify
 from .pipeline import Pipeline
@@ -128,30 +129,37 @@ def knows_attributes(data):
     "Whether the attributes of every picture are known, as those of the avatars are."
     return all(face.keys() >= ATTRIBUTES.keys() for face in data.attributes)
 
-def load_oracle(run, data, vqvae):
-    "The attribute oracle of the run, trained now if there is none; None for pictures without known attributes."
+def load_judge(run, data, validation, vqvae):
+    "The judge of the run, its oracle trained now if there is none; None for pictures without known attributes."
     if not knows_attributes(data): return None
-    folder = Path(run) / "oracle"
-    facts = {"data": data.fingerprint, "vqvae": fingerprint(vqvae)}
+    folder, attributes = Path(run) / "oracle", {**ATTRIBUTES, **part_values()}
+    facts = {"data": data.fingerprint, "vqvae": fingerprint(vqvae), "named": len(attributes)}
     if (folder / "config.json").exists() and differences(read_description(folder), facts): empty_folder(folder)
-    train_oracle(data, ATTRIBUTES, folder, vqvae, facts=facts)
-    return load_model(folder, AttributeOracle)
+    train_oracle(data, attributes, folder, vqvae, steps=800, facts=facts)
+    return Judge.from_reconstructions(load_model(folder, AttributeOracle), reconstruct(vqvae, validation))
 
 @torch.no_grad()
-def measure(pipeline, data, validation, oracle=None, count=400):
-    "A dict of figures: psnr, usage, perplexity, milliseconds; with an oracle also accuracy, by_attribute and ceiling."
+def reconstruct(vqvae, data):
+    "What the codes of all pictures of `data` give back, (N, 3, H, W)."
+    device = next(vqvae.parameters()).device
+    codes = torch.from_numpy(encode_dataset(vqvae, data, device=device).astype("int64"))
+    return torch.cat([vqvae.decode(part.to(device)).cpu() for part in codes.split(64)])
+
+@torch.no_grad()
+def measure(pipeline, data, validation, judge=None, count=400):
+    "A dict of figures: psnr, usage, perplexity, milliseconds; with a judge also stated, in_range, accuracy, by_attribute and ceiling."
     vqvae, originals = pipeline.vqvae, validation.batch(range(len(validation)))
-    codes = torch.from_numpy(encode_dataset(vqvae, validation, device=pipeline.device).astype("int64"))
-    copies = torch.cat([vqvae.decode(part.to(pipeline.device)).cpu() for part in codes.split(64)])
+    copies = reconstruct(vqvae.to(pipeline.device), validation)
     usage, perplexity = codebook_usage(encode_dataset(vqvae, data, device=pipeline.device), vqvae.config.codebook_size)
     figures = {"psnr": psnr(copies, originals).mean().item(), "usage": usage, "perplexity": perplexity,
                "milliseconds": _milliseconds(pipeline, validation.captions)}
-    if oracle is not None:
+    if judge is not None:
         indices = torch.arange(min(count, len(validation)))
         images = torch.cat([pipeline.images([validation.captions[i] for i in part], seed=int(part[0])) for part in indices.split(50)])
         wanted = [validation.attributes[i] for i in indices]
-        figures["accuracy"], figures["by_attribute"] = prompt_accuracy(oracle, images, wanted)
-        figures["ceiling"], _ = prompt_accuracy(oracle, copies[indices], wanted)
+        figures |= judge.accuracy(images, wanted)
+        figures["by_attribute"] = prompt_accuracy(judge.oracle, images, wanted)[1]
+        figures["ceiling"] = judge.accuracy(copies[indices], wanted)["stated"]
     return figures
 
 def _milliseconds(pipeline, captions, repeats=20):
@@ -168,7 +176,8 @@ def summary(figures):
     "The figures as one line."
     parts = [f"PSNR {figures['psnr']:.1f} dB", f"codebook usage {figures['usage']:.0%}"]
     if "accuracy" in figures:
-        parts.append(f"one-shot prompt accuracy {figures['accuracy']:.1%} (true pictures through the VQ-VAE: {figures['ceiling']:.1%})")
+        parts.append(f"every stated attribute right in {figures['stated']:.1%} of one-shot pictures (of true ones through the VQ-VAE: "
+                     f"{figures['ceiling']:.1%}) | prompt accuracy {figures['accuracy']:.1%}")
     return " | ".join([*parts, f"{figures['milliseconds']:.0f} ms per one-shot picture"])
 
 # %% ../nbs/39_experiment.ipynb #0feacd57
@@ -198,7 +207,7 @@ def demo(config, run, fresh=False):
     _, histories = train_prior_in("cftn-v2", config, run, fresh)
     print("3/4  measuring", flush=True)
     pipeline, (data, validation) = Pipeline.from_pretrained(run), load_splits(config)
-    figures = measure(pipeline, data, validation, load_oracle(run, data, pipeline.vqvae))
+    figures = measure(pipeline, data, validation, load_judge(run, data, validation, pipeline.vqvae))
     print("4/4  drawing the gallery", flush=True)
     path = Path(run) / "gallery.png"
     figure = draw_gallery(pipeline, data, validation, {"vqvae": vqvae_history, **histories}, summary(figures))

@@ -57,10 +57,14 @@ class AttributeOracle(nn.Module):
 
 # %% ../nbs/32_evaluation.ipynb #d6730578
 class LabelledImages(Dataset):
-    "Pictures of a data set with the numbers of their attributes; with a `vqvae`, every second one of a batch as it reconstructs it."
+    """Pictures of a data set with the numbers of their attributes; with a `vqvae`, every second one of a batch as it reconstructs it.
+
+    What is none of a picture's attributes is looked up among the parts that it was drawn from.
+    """
     def __init__(self, data, attributes, vqvae=None):
         self.data, self.vqvae = data, vqvae
-        self.labels = torch.tensor([[values.index(face[name]) for name, values in attributes.items()] for face in data.attributes])
+        known = [{**face["parts"], **face} for face in data.attributes]
+        self.labels = torch.tensor([[values.index(face.get(name, "none")) for name, values in attributes.items()] for face in known])
 
     def __len__(self): return len(self.data)
 
@@ -77,7 +81,7 @@ class LabelledImages(Dataset):
 # %% ../nbs/32_evaluation.ipynb #6c3f4a5b
 def train_oracle(data, attributes, folder, vqvae=None, steps=400, seed=0, facts=None):
     "An `AttributeOracle` of `data` (with known attributes), trained and saved in `folder`, on reconstructions of `vqvae` too."
-    if not all(face.keys() >= attributes.keys() for face in data.attributes):
+    if not all("parts" in face for face in data.attributes):
         raise VQGenError("the oracle needs pictures with known attributes: use the built-in avatars")
     torch.manual_seed(seed)
     oracle = AttributeOracle(OracleConfig(attributes=attributes, image_size=data.image_size))

@@ -24,7 +24,7 @@ def learning_rate_factor(step, config):
 class MuonAdamW(torch.optim.Optimizer):
     "Muon for the parameter groups `matrices`, AdamW for the groups `rest`, as one optimizer."
     def __init__(self, matrices, rest):
-        self.parts = {"muon": torch.optim.Muon(matrices), "adamw": adamw(rest)}
+        self.parts = {"adamw": adamw(rest), "muon": torch.optim.Muon(matrices)}
         super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
 
     @torch.no_grad()
