@@ -5,6 +5,7 @@ from tiny import one_sentence
 
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
 from vqgen.priors.fit import new_prior
+from vqgen.priors.blocks import Cache
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.text import BOS, EOS, PAD, Text, tokenize, train_tokenizer
 from vqgen.vqvae.model import VQVAE
@@ -238,6 +239,48 @@ def test_description_ends_even_without_an_end(brain):
     assert {len(row) for row in brain.describe(grids(3))} == {brain.shape.max_length - 1}
 
 
+@pytest.mark.parametrize("layers, bridge_ratio", [(1, 1.0), (3, 1 / 3), (3, 1.0), (5, 0.6)])
+def test_word_by_word_is_as_all_at_once(tokenizer, text, layers, bridge_ratio):
+    "With the picture looked at once and the words before in caches, wherever the bridges are."
+    brain = open_gates(new(tokenizer, layers=layers, bridge_ratio=bridge_ratio))
+    codes, ids = grids(4).flatten(1), text.input_ids[3:].expand(4, -1)
+    with torch.no_grad():
+        expected = brain.read(codes, Text(ids, torch.ones_like(ids, dtype=torch.bool)))
+        offers, caches = brain.look(codes), [Cache(16) for _ in range(layers)]
+        for i in range(ids.shape[1]):
+            scores = brain.tell(brain.words.embed(ids[:, :i + 1])[:, -1:], offers, caches=caches)[:, 0]
+            torch.testing.assert_close(scores, expected[:, i], rtol=1e-4, atol=1e-4)
+
+
+def test_descriptions_by_hand(wavering):
+    "The likeliest word after those so far, again and again, all computed anew each time."
+    ids = torch.full((4, 1), BOS)
+    with torch.no_grad():
+        while ids.shape[1] < wavering.shape.max_length:
+            scores = wavering.read(grids(4).flatten(1), Text(ids, torch.ones_like(ids, dtype=torch.bool)))
+            ids = torch.cat([ids, scores[:, -1:].argmax(-1)], 1)
+    by_hand = [row[1:row.index(EOS)] if EOS in row else row[1:] for row in ids.tolist()]
+    assert wavering.describe(grids(4)) == by_hand
+
+
+def test_drawn_captions_come_from_their_own_generators(wavering, memory):
+    "Alone, in a batch, in another order: whether the others are finished or not; and another seed says something else."
+    for brain, options in [(wavering, {"temperature": 1.0}), (wavering, {"temperature": 1.5, "top_p": 0.8}), (memory, {"temperature": 3.0})]:
+        together = brain.describe(grids(4), generators=generators(0, 1, 2, 3), **options)
+        for i in range(4): assert brain.describe(grids(4)[i:i + 1], generators=generators(i), **options) == together[i:i + 1]
+        assert brain.describe(grids(4).flip(0), generators=generators(3, 2, 1, 0), **options) == together[::-1]
+        assert brain.describe(grids(4), generators=generators(4, 5, 6, 7), **options) != together
+    assert len({len(row) for row in together}) > 1, "some must end before others"
+
+
+def test_the_few_likeliest_words_are_the_likeliest_word(wavering, memory):
+    "A tiny top-p leaves one word; a tiny temperature makes it certain; and what was learned by heart is drawn as it was learned."
+    for brain in (wavering, memory):
+        for options in ({"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1e-6}):
+            assert brain.describe(grids(4), generators=generators(0, 1, 2, 3), **options) == brain.describe(grids(4)), options
+    assert memory.describe(grids(4), 1.0, 0.7, generators(0, 1, 2, 3)) == memory.describe(grids(4))
+
+
 def test_gates_learn_and_are_logged(brain, text):
     loss, metrics = brain.loss(grids(4), text, stage=BOTH)
     loss.backward()
@@ -333,3 +376,10 @@ def test_guidance_needs_caption_dropout(tokenizer, text):
 @pytest.mark.parametrize("temperature", [-1.0, float("nan")])
 def test_temperature_below_zero(brain, text, temperature):
     assert "temperature" in refusal(brain.generate, text, generators(0, 1, 2, 3), temperature=temperature)
+
+
+@pytest.mark.parametrize("options, part", [({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p"),
+                                           ({"temperature": 1.0}, "4 captions"), ({"temperature": 1.0, "generators": [0, 1]}, "not 2")])
+def test_describing_with_options_that_make_no_sense(brain, options, part):
+    if "generators" in options: options = {**options, "generators": generators(*options["generators"])}
+    assert part in refusal(brain.describe, grids(4), **options)

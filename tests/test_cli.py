@@ -37,7 +37,7 @@ def copy(run, tmp_path): return Path(shutil.copytree(run, tmp_path / "copy"))
 def test_help_lists_the_commands():
     result = vqgen("--help")
     assert result.returncode == 0
-    assert all(re.search(rf"\b{command}\b", result.stdout) for command in ("train", "demo", "generate", "config"))
+    assert all(re.search(rf"\b{command}\b", result.stdout) for command in ("train", "demo", "generate", "caption", "config"))
 
 
 def test_config_is_written_out():
@@ -72,6 +72,26 @@ def test_generate_draws_a_row_for_each_caption(run, tmp_path):
     assert vqgen(*ask).returncode == 0
     [sample] = (run / "samples").iterdir()
     assert re.fullmatch(r"[\w-]+\.png", sample.name) and sample.read_bytes() == out.read_bytes()
+
+
+def test_caption_says_a_line_for_each_picture(run, tmp_path):
+    "Of any size, file format and mode; the same seed says the same."
+    paths = [tmp_path / "small.png", tmp_path / "wide.jpg"]
+    Image.new("RGBA", (16, 16), (200, 0, 0, 0)).save(paths[0])
+    Image.new("L", (90, 40), 99).save(paths[1])
+    for options in ([], ["--temperature", 1.5, "--top-p", 0.9, "--seed", 3]):
+        result, again = (vqgen("caption", *paths, "--run", run, *options) for _ in range(2))
+        assert result.returncode == 0 and result.stderr == "", result.stderr
+        assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == list(map(str, paths)) and again.stdout == result.stdout
+
+
+def test_caption_refuses_what_is_no_picture(run, tmp_path):
+    path = run / "vqvae/config.json"
+    said = error_line(vqgen("caption", path, "--run", run))
+    assert str(path) in said and "PNG" in said
+    assert str(tmp_path / "none.png") in error_line(vqgen("caption", tmp_path / "none.png", "--run", run))
+    Image.new("L", (16, 16)).save(tmp_path / "grey.png")
+    assert "top_p" in error_line(vqgen("caption", tmp_path / "grey.png", "--run", run, "--top-p", 0))
 
 
 def test_prior_of_another_vqvae_is_refused(copy):
@@ -130,12 +150,14 @@ def test_evaluate_prints_a_table(run):
     (["generate", "a face", "--sede", "3"], ["--sede", "--seed"]),
     (["train", "vqvea"], ["'vqvea'", "vqvae", "cftn-v2"]),
     (["generate"], ["caption"]),
+    (["caption"], ["pictures"]),
+    (["caption", "face.png", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run"]),
     (["trian", "vqvae"], ["trian", "train"]),
     (["generate", "a face", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run"]),
     (["evaluate", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run"]),
     (["evaluate", "--count", "1"], ["--count", "at least 2"]),
     (["train", "cftn-v2", "--run", "nowhere"], ["nowhere", "train it first"]),
-], ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("config", "train", "generate", "evaluate", "trian") else "")
+], ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("config", "train", "generate", "caption", "evaluate", "trian") else "")
 def test_every_error_is_one_line(tmp_path, arguments, parts):
     said = error_line(vqgen(*arguments, cwd=tmp_path))
     assert all(part in said for part in parts), said

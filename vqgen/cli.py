@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'OVERRIDES', 'ConfigOption', 'RunOption', 'FreshOption', 'TRAIN_SECTIONS', 'FIGURES', 'parse_overrides',
-           'train', 'demo', 'generate', 'save_picture', 'show_config', 'evaluate', 'main']
+           'train', 'demo', 'generate', 'caption', 'save_picture', 'show_config', 'evaluate', 'main']
 
 # %% ../nbs/42_cli.ipynb #7ac95e75
 import difflib
@@ -89,6 +89,21 @@ def generate(captions: Annotated[list[str], typer.Argument(help="One caption or 
     out = out or run / "samples" / ("".join(c if c.isalnum() else "-" for c in captions[0])[:60] + ".png")
     save_picture(image_grid(images, columns=num_images, scale=max(1, 128 // images.shape[-1])), out)
 
+# %% ../nbs/42_cli.ipynb #42000001
+@app.command()
+def caption(pictures: Annotated[list[Path], typer.Argument(help="One picture file or several.")], run: RunOption = Path("runs/demo"),
+            temperature: Annotated[float, typer.Option(help="0 takes the likeliest word each time.")] = 0.0,
+            top_p: Annotated[float, typer.Option(help="Draw from the likeliest words that have this probability together.")] = 1.0,
+            seed: Annotated[int, typer.Option(help="The same seed gives the same captions.")] = 0):
+    "Say what is in pictures, one line each, with the cftn-v2 of a trained run."
+    import torch
+    from vqgen.data import read_picture
+    from vqgen.pipeline import Pipeline
+    pipeline = Pipeline.from_pretrained(run, "cftn-v2")
+    side = pipeline.prior.shape.side * pipeline.vqvae.config.downsample
+    captions = pipeline.describe(torch.stack([read_picture(path, side) for path in pictures]), seed, temperature=temperature, top_p=top_p)
+    for path, words in zip(pictures, captions): print(f"{path}: {words}")
+
 # %% ../nbs/42_cli.ipynb #d273ee0a
 def save_picture(picture, path):
     "Write a PIL picture as PNG and say where it is."
@@ -101,7 +116,7 @@ def show_config(context: typer.Context, config: Annotated[str, typer.Argument(he
     "Print a config with every key written out."
     print(dump_config(load_config(config, parse_overrides(context.args))), end="")
 
-# %% ../nbs/42_cli.ipynb #42000001
+# %% ../nbs/42_cli.ipynb #42000011
 FIGURES = {"psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity", "milliseconds": "ms for a picture",
            "stated": "stated all right", "ceiling": "... of true ones", "in_range": "in range", "accuracy": "prompt accuracy"}   # what `experiment.measure` gives, in words
 

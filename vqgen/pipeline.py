@@ -72,9 +72,12 @@ class Pipeline(Parts):
         if num_images < 1: raise VQGenError(f"num_images must be at least 1, not {num_images}")
         return [to_pil(image) for image in self.images([caption] * num_images, seed, **options)]
 
-    @torch.no_grad()
-    def describe(self, images):
-        "The captions that the prior writes for pictures (B, 3, H, W) in [-1, 1]; raises `VQGenError` where it cannot read pictures."
+    def describe(self, images, seed=0, **options):
+        """The captions that the prior writes for pictures (B, 3, H, W) in [-1, 1]; raises `VQGenError` where it cannot read pictures.
+
+        `options` are `temperature` and `top_p` of `BiHemisphericBrain.describe`; caption i has the random numbers of seed `seed + i`.
+        """
         if not hasattr(self.prior, "describe"): raise VQGenError(f"a {type(self.prior).__name__} only draws: use the prior cftn-v2 to caption pictures")
-        rows = self.prior.describe(self.vqvae.encode(images.to(self.device)))
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(images))]
+        with torch.no_grad(): codes = self.vqvae.encode(images.to(self.device))
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in self.prior.describe(codes, generators=generators, **options)]
