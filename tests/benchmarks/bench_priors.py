@@ -6,13 +6,13 @@ against stand-ins for the design's ancestor.
 import argparse
 import json
 import math
-import statistics
-import time
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stand_ins import ExplicitBlock
+from timing import medians
 from vqgen.config import CFTNConfig, LSTMConfig, PriorShape, TransformerConfig
 from vqgen.priors.cftn import CFTN
 from vqgen.priors.lstm import LSTMPrior
@@ -25,43 +25,13 @@ CONTEXT = 128                                                                   
 
 # --- the ancestor's ways, written anew: explicit softmax attention, every text padded to the limit, padding looked at ---
 
-class Explicit(nn.Module):
-    "Attention that writes its table of weights to memory; keys and values of the context are computed in every call."
-    def __init__(self, causal_length=0):
-        super().__init__()
-        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.register_buffer("mask", torch.ones(causal_length, causal_length).tril())
-
-    def forward(self, x, context):
-        split = lambda y: y.view(*y.shape[:2], HEADS, -1).transpose(1, 2)
-        query, key, value = split(self.query(x)), split(self.key(context)), split(self.value(context))
-        scores = query @ key.transpose(-1, -2) / math.sqrt(WIDTH / HEADS)
-        if len(self.mask): scores = scores.masked_fill(self.mask[:x.shape[1], :x.shape[1]] == 0, float("-inf"))
-        return self.out((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
-
-
-class ExplicitBlock(nn.Module):
-    "Attention to itself, to words where there are any, and an MLP."
-    def __init__(self, words, causal_length=0):
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3 if words else 2))
-        self.itself, self.words = Explicit(causal_length), Explicit() if words else None
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-
-    def forward(self, x, words=None):
-        y = self.norms[0](x)
-        x = x + self.itself(y, y)
-        if self.words: x = x + self.words(self.norms[1](x), words)
-        return x + self.mlp(self.norms[-1](x))
-
-
 class MaskedStandIn(nn.Module):
     "CFTN in the ancestor's way: scores, and the loss, of every code, hidden or not."
     def __init__(self, count):
         super().__init__()
         self.codes, self.words, self.head = nn.Embedding(K + 1, WIDTH), nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, K)
         self.places, self.text_places = nn.Parameter(torch.randn(count, WIDTH)), nn.Parameter(torch.randn(LIMIT, WIDTH))
-        self.blocks, self.norm = nn.ModuleList(ExplicitBlock(words=True) for _ in range(LAYERS)), nn.LayerNorm(WIDTH)
+        self.blocks, self.norm = nn.ModuleList(ExplicitBlock(WIDTH, HEADS, words=True) for _ in range(LAYERS)), nn.LayerNorm(WIDTH)
 
     def forward(self, canvas, ids):
         x, words = self.codes(canvas) + self.places, self.words(ids) + self.text_places
@@ -78,7 +48,7 @@ class CausalStandIn(nn.Module):
     def __init__(self, count):
         super().__init__()
         self.tokens, self.places = nn.Embedding(K + 1 + VOCABULARY, WIDTH), nn.Parameter(torch.randn(LIMIT + count, WIDTH))
-        self.blocks = nn.ModuleList(ExplicitBlock(words=False, causal_length=LIMIT + count) for _ in range(LAYERS))
+        self.blocks = nn.ModuleList(ExplicitBlock(WIDTH, HEADS, causal_length=LIMIT + count) for _ in range(LAYERS))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, K)
 
     def loss(self, codes, ids):
@@ -105,20 +75,6 @@ def captions(batch, length, device):
     ids = torch.randint(4, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(0))
     real = (torch.arange(length) < REAL).expand(batch, -1)
     return Text(torch.where(real, ids, PAD), real).to(device)
-
-
-def medians(work, rounds, device):
-    "The median time of each contender in seconds; they take turns, so that a slow moment of the machine hits all."
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    times = {name: [] for name in work}
-    for turn in range(rounds + 1):
-        for name, run in work.items():
-            synchronize()
-            start = time.perf_counter()
-            run()
-            synchronize()
-            if turn: times[name].append(time.perf_counter() - start)   # the first turn only warms up
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def shape_of(codes): return PriorShape(codebook_size=K, side=math.isqrt(codes), vocab_size=VOCABULARY, max_length=LIMIT)

@@ -5,14 +5,13 @@
 import argparse
 import json
 import re
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
 
+from timing import medians
 from vqgen.vqvae.quantizer import VectorQuantizerEMA, nearest_codes
 
 SHAPE, CODES = (16, 256, 32, 32), 4096   # N = 16,384 vectors of 256 numbers
@@ -46,20 +45,6 @@ def contenders(device):
         peer_frozen.eval()
         work |= {"vqp_train": lambda: peer(z), "vqp_eval": lambda: peer_frozen(z)}
     return work
-
-
-def milliseconds(work, rounds, device):
-    "The median time of each contender; they take turns, so that a slow moment of the machine hits all."
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    times = {name: [] for name in work}
-    for turn in range(rounds + 1):
-        for name, run in work.items():
-            synchronize()
-            start = time.perf_counter()
-            run()
-            synchronize()
-            if turn: times[name].append(1000 * (time.perf_counter() - start))   # the first turn only warms up
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def wrong_codes(device):
@@ -99,7 +84,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    times = milliseconds(contenders(options.device), options.rounds, options.device)
+    times = {name: 1000 * seconds for name, seconds in medians(contenders(options.device), options.rounds, options.device).items()}
     figures = {f"{name}_vs_product": value / times["product"] for name, value in times.items() if name != "product"}
     different, worse = wrong_codes(options.device)
     print(f"{SHAPE[0] * SHAPE[2] * SHAPE[3]:,} vectors x {CODES:,} codes of length {SHAPE[1]}, float32, {options.device}, "
