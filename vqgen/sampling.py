@@ -151,12 +151,13 @@ def masked(prior, text, generators, given, options):
     places = -halton_order(prior.shape.side).to(given.device).expand_as(given).float()
     open_codes = (given < 0).sum(1, keepdim=True)                                                              # (B, 1)
     steps = open_codes.clamp(1, options.steps).double()                     # no more than there are codes to decide
-    for step in range(1, int(steps.max()) + 1):
+    last = int(steps.max())
+    for step in range(1, last + 1):
         progress = (step / steps).clamp(max=1)                                                                 # (B, 1)
         guidance = guidance_at(progress, options.guidance_scale, options.guidance_schedule).float()[..., None]
         scores = ask(prior, canvas, state, guidance if guided else None)                                       # (B, N, K)
         choice = draw(scores, generators, options.temperature, options.top_k, options.top_p)                   # (B, N)
-        priority = certainty(scores, choice) if options.order == "confidence" else places                      # (B, N)
+        priority = certainty(scores, choice) if options.order == "confidence" and step < last else places      # (B, N); the last decides all
         rank = priority.masked_fill(codes >= 0, math.inf).argsort(1, descending=True).argsort(1)               # (B, N)
         left = (open_codes * hidden_share(progress, options.schedule) + 1e-6).floor()                          # (B, 1)
         now = (codes < 0) & (rank < count - left)
