@@ -47,9 +47,10 @@ def teacher_pairs(teacher, data, config, path, seed=0, batch_size=100):
         text = data.text([i % len(data) for i in rows]).to(device)
         canvas_generators, generators = ([torch.Generator().manual_seed((seed + 1) * 10_000_019 + i) for i in rows] for _ in range(2))
         starts = teacher.noisy_canvas(canvas_generators)                                                         # (B, h * w)
-        codes = teacher.generate(text, generators, config.teacher_steps, config.teacher_temperature, config.teacher_guidance)
+        codes = teacher.generate(text, generators, config.teacher_steps, config.teacher_temperature, config.teacher_guidance,
+                                 order="halton", noise="canvas")                                                 # (B, h, w)
         return torch.stack([starts.view(codes.shape), codes.cpu()], 1).numpy()                                   # (B, 2, h, w)
-    pairs = cached_array(path, (config.pairs, 2, side, side), np.min_scalar_type(teacher.mask_id), draw, batch_size, "teacher")
+    pairs = cached_array(path, (config.pairs, 2, side, side), np.min_scalar_type(2 * teacher.mask_id), draw, batch_size, "teacher")
     return pairs[:, 0], pairs[:, 1]
 
 # %% ../nbs/31_one_shot.ipynb #abfb6c73

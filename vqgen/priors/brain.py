@@ -53,7 +53,7 @@ class Hemispheres(nn.Module):
         width, heads, layers = config.width, config.heads, config.layers
         sizes = (width, heads, layers, config.mlp_ratio, config.dropout)
         self.words = Tower(shape.vocab_size, shape.max_length, *sizes, shift=2, feature_dim=shape.feature_dim)
-        self.codes = Tower(shape.codebook_size + 1, shape.side ** 2, *sizes)   # one more embedding, for [MASK]
+        self.codes = Tower(2 * shape.codebook_size + 1, shape.side ** 2, *sizes)   # an embedding for each code, for [MASK], and for each symbol of noise
         count = max(1, round(layers * config.bridge_ratio))
         self.first_bridge = (layers - count) // 2
         self.bridges = nn.ModuleList(CallosalLayer(width, heads) for _ in range(count)).apply(initialise)
@@ -61,7 +61,7 @@ class Hemispheres(nn.Module):
         for head in (self.code_head, self.word_head): nn.init.normal_(head.weight, std=0.02)   # all scores begin alike
 
     def draw(self, canvas, text):
-        "Scores (B, N, K) for the codes hidden in `canvas` (B, N), which holds codes and `mask_id`."
+        "Scores (B, N, K) for the codes hidden in `canvas` (B, N), which holds codes, `mask_id`, and symbols of noise above it."
         check_features(text, self.shape)
         real, last_bridge = text.attention_mask, self.first_bridge + len(self.bridges) - 1
         words, codes = self.words.embed(text.input_ids, text.features), self.codes.embed(canvas)      # (B, T, C), (B, N, C)
@@ -98,8 +98,8 @@ class ReadingHemispheres(Hemispheres):
 
 # %% ../../nbs/26_priors.brain.ipynb #3f7a704d
 def noise(uniform, codebook_size, mask_share):
-    "From numbers in [0, 1) (2, B, N) to a canvas (B, N): [MASK], with probability `mask_share`, or a random code."
-    return torch.where(uniform[0] < mask_share, codebook_size, (uniform[1] * codebook_size).long())
+    "From numbers in [0, 1) (2, B, N) to a canvas (B, N): [MASK], number K, with probability `mask_share`, or a symbol of noise, from K + 1 to 2 K."
+    return torch.where(uniform[0] < mask_share, codebook_size, codebook_size + 1 + (uniform[1] * codebook_size).long())
 
 def hidden_positions(codes, pure_noise_share):
     "Which of `codes` (B, N) to hide, at least one: a share by MaskGIT's cosine schedule, or all, with probability `pure_noise_share`."
