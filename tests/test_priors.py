@@ -250,8 +250,8 @@ def test_only_codes_come_out(kind, tokenizer, text, std):
     prior = new(kind, tokenizer)
     with torch.no_grad():
         for parameter in prior.parameters(): parameter.normal_(std=std)
-        prior.codes.tokens.weight[-1] = 1e4
-    assert prior.code_head.out_features == K and prior.codes.tokens.num_embeddings == K + 1
+        prior.codes.tokens.weight[K:] = 1e4      # all that is no code
+    assert prior.code_head.out_features == K and prior.codes.tokens.num_embeddings == (2 * K + 1 if kind == "brain" else K + 1)
     for options in options_of(kind):
         codes = prior.generate(some(text, 0, 7), generators(0, 1), **options)
         assert codes.shape == (2, SIDE, SIDE) and codes.dtype == torch.int64 and codes.min() >= 0 and codes.max() < K, options
