@@ -109,7 +109,7 @@ class BrainConfig(PriorConfig):
     "The shape of CFTN v2, the `BiHemisphericBrain`; `layers` is that of each tower."
     bridge_ratio: float = Field(1 / 3, gt=0, le=1)    # the share of layers, in the middle, that are joined by bridges
     mlp_ratio: float = Field(4.0, gt=0)
-    mask_share: float = Field(0.3, ge=0, le=1) # of the noise that hides codes: this share is [MASK], the rest random symbols
+    mask_share: float = Field(0.0, ge=0, le=1) # of the noise that hides codes: this share is [MASK], the rest random symbols
 
 # %% ../nbs/00_config.ipynb #94979c2c
 class PriorShape(Section):
