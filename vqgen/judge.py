@@ -64,7 +64,7 @@ def free_entropy(groups, wanted):
 def diversity(groups, wanted, rng):
     """How free the pictures of a caption are, as a share of what the data would be (1: as free as the data).
 
-    `groups` holds for each caption what its pictures show, `wanted` the attributes with the list `stated`; `rng` is a `random.Random`.
+    `groups` holds for each caption what its pictures show (some caption must leave something open), `wanted` the attributes with the list `stated`; `rng` is a `random.Random`.
     """
     data = [[redraw_attributes(face, rng) for _ in faces] for faces, face in zip(groups, wanted)]
     return free_entropy(groups, wanted) / free_entropy(data, wanted)

@@ -59,7 +59,8 @@ class AttributeOracle(nn.Module):
 class LabelledImages(Dataset):
     """Pictures of a data set with the numbers of their attributes; with a `vqvae`, every second one of a batch as it reconstructs it.
 
-    What is none of a picture's attributes is looked up among the parts that it was drawn from.
+    `attributes` maps names to values; a name that is no attribute, such as the cut of the clothes, is looked up in a face's `parts`. An
+    item is `{"images": (3, H, W), "labels": (number of names,)}`.
     """
     def __init__(self, data, attributes, vqvae=None):
         self.data, self.vqvae = data, vqvae
@@ -80,7 +81,7 @@ class LabelledImages(Dataset):
 
 # %% ../nbs/32_evaluation.ipynb #6c3f4a5b
 def train_oracle(data, attributes, folder, vqvae=None, steps=400, seed=0, facts=None):
-    "An `AttributeOracle` of `data` (with known attributes), trained and saved in `folder`, on reconstructions of `vqvae` too."
+    "An `AttributeOracle` of `data` (with known attributes), trained and saved in `folder`, on reconstructions of `vqvae` too; else raises `VQGenError`."
     if not all("parts" in face for face in data.attributes):
         raise VQGenError("the oracle needs pictures with known attributes: use the built-in avatars")
     torch.manual_seed(seed)

@@ -41,13 +41,13 @@ def adamw(groups): return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=Tru
 
 # %% ../nbs/02e_optimizers.ipynb #3bf05b0c
 def inner_matrices(model):
-    "The names of the matrices between two layers of `model`: all weights of linear layers but those of its heads."
+    "The names of the matrices between two layers of `model`: the weights of all linear layers whose name does not end in `head`."
     return {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear) and not name.endswith("head")}
 
 def make_optimizer(model, config, special_rates=None):
     """The optimizer over `model` that `config` (a `TrainConfig`) asks for.
 
-    `special_rates` maps a part of a parameter's name to a learning rate of its own.
+    `special_rates` maps a part of a parameter's name to a learning rate of its own. Raises `VQGenError` where PyTorch is too old for Muon.
     """
     matrices, groups = inner_matrices(model) if config.optimizer == "muon" else set(), {}
     for name, parameter in model.named_parameters():

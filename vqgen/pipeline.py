@@ -19,7 +19,7 @@ from .vqvae.model import VQVAE
 
 # %% ../nbs/40_pipeline.ipynb #25efc0df
 class Parts:
-    "A VQ-VAE, a prior over its codes, and what reads captions for the prior."
+    "A VQ-VAE, a prior over its codes, and what reads captions for the prior: loaded, and checked that they belong together."
     def __init__(self, vqvae, prior, tokenizer, encoder=None, device="cpu"):
         check_tokenizer(tokenizer, prior.shape)
         self.vqvae, self.prior, self.tokenizer, self.encoder, self.device = vqvae.to(device).eval(), prior.to(device).eval(), tokenizer, encoder, device
