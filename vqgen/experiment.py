@@ -145,6 +145,7 @@ def reconstruct(vqvae, data):
     codes = torch.from_numpy(encode_dataset(vqvae, data, device=device).astype("int64"))
     return torch.cat([vqvae.decode(part.to(device)).cpu() for part in codes.split(64)])
 
+# %% ../nbs/39_experiment.ipynb #39000011
 @torch.no_grad()
 def measure(pipeline, data, validation, judge=None, count=400):
     "A dict of figures: psnr, usage, perplexity, milliseconds; with a judge also stated, in_range, accuracy, by_attribute and ceiling."
