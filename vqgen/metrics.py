@@ -60,12 +60,13 @@ class LabelledImages(Dataset):
     """Pictures of a data set with the numbers of their attributes; with a `vqvae`, every second one of a batch as it reconstructs it.
 
     `attributes` maps names to values; a name that is no attribute, such as the cut of the clothes, is looked up in a face's `parts`. An
-    item is `{"images": (3, H, W), "labels": (number of names,)}`.
+    item is `{"images": (3, H, W), "labels": (number of names,)}`. Raises `VQGenError` where a value is not known of every picture.
     """
     def __init__(self, data, attributes, vqvae=None):
         self.data, self.vqvae = data, vqvae
-        known = [{**face["parts"], **face} for face in data.attributes]
-        self.labels = torch.tensor([[values.index(face.get(name, "none")) for name, values in attributes.items()] for face in known])
+        known = [{**face.get("parts", {}), **face} for face in data.attributes]
+        try: self.labels = torch.tensor([[values.index(face.get(name, "none")) for name, values in attributes.items()] for face in known])
+        except ValueError: raise VQGenError("the oracle needs pictures with known attributes: use the built-in avatars") from None
 
     def __len__(self): return len(self.data)
 
@@ -82,12 +83,11 @@ class LabelledImages(Dataset):
 # %% ../nbs/32_evaluation.ipynb #6c3f4a5b
 def train_oracle(data, attributes, folder, vqvae=None, steps=400, seed=0, facts=None):
     "An `AttributeOracle` of `data` (with known attributes), trained and saved in `folder`, on reconstructions of `vqvae` too; else raises `VQGenError`."
-    if not all("parts" in face for face in data.attributes):
-        raise VQGenError("the oracle needs pictures with known attributes: use the built-in avatars")
+    examples = LabelledImages(data, attributes, vqvae)
     torch.manual_seed(seed)
     oracle = AttributeOracle(OracleConfig(attributes=attributes, image_size=data.image_size))
     config = TrainConfig(steps=steps, batch_size=64, learning_rate=2e-3, ema_decay=0.98, save_every=steps)
-    train(oracle, LabelledImages(data, attributes, vqvae), config, folder, seed=seed, stage="oracle", facts=facts)
+    train(oracle, examples, config, folder, seed=seed, stage="oracle", facts=facts)
     return oracle
 
 # %% ../nbs/32_evaluation.ipynb #78bcbdc0
