@@ -127,8 +127,7 @@ def memories(tokenizer, text):
         torch.manual_seed(0)
         model, config = KINDS[kind]
         priors[kind] = model(config.model_copy(update={"caption_dropout": 0.3}), PriorShape(codebook_size=K, side=SIDE, vocab_size=len(tokenizer), max_length=24))
-        options = {"stage": StageConfig(pure_noise_share=0.5)} if kind == "brain" else {}
-        fit(priors[kind], grids(16), text, steps=240, **options)
+        fit(priors[kind], grids(16), text, steps=240)
     return priors
 
 

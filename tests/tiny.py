@@ -32,8 +32,9 @@ TREE = {
        for name, optimizer in {"lstm": "adamw", "transformer": "adamw", "cftn": "muon"}.items()},
     "cftn_v2": {"model": {"width": 16, "heads": 2, "layers": 3},
                 "stage1": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "caption_weight": 0.2},
-                "stage2": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "pure_noise_share": 0.5},
-                "rectify": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "pairs": 20, "teacher_steps": 2}},
+                "stage2": {"steps": 3, "batch_size": 8, "warmup_steps": 1},
+                "latent": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "caption_weight": 0.2},
+                "listen": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "listening_weight": 0.5}},
 }
 CONFIG = parse_config(TREE)
 VQGEN = shutil.which("vqgen", path=str(Path(sys.executable).parent)) or shutil.which("vqgen")
@@ -135,7 +136,7 @@ def fit_vqvae(folder, wrap=unchanged, seed=0, chance=True, tracking=None, **chan
 def fit_brain(folder, wrap=unchanged, seed=0, **changes):
     vqvae, tokenizer, data, validation = coded()
     model = new_prior("cftn-v2", changed(CONFIG.cftn_v2.model, dropout=0.1), vqvae, tokenizer, splits()[0].image_size)
-    stage = StageConfig(caption_weight=0.2, pure_noise_share=0.3, gate_learning_rate=0.01, **{**STEPS, "optimizer": "muon", **changes})
+    stage = StageConfig(caption_weight=0.2, gate_learning_rate=0.01, **{**STEPS, "optimizer": "muon", **changes})
     return model, train_stage(model, "train", stage, wrap(data), validation, folder, seed=seed)
 
 

@@ -24,7 +24,7 @@ from .data import load_data
 from .devices import main_process_first
 from .judge import Judge
 from .metrics import AttributeOracle, codebook_usage, prompt_accuracy, train_oracle
-from .one_shot import rectify
+from .one_shot import train_one_shot
 from .pipeline import Pipeline
 from .priors.codes import CodedCaptions, encode_dataset
 from .priors.fit import PRIORS, new_prior, train_prior
@@ -120,7 +120,7 @@ def train_prior_in(name, config, run, fresh=False):
         options = {"seed": config.seed, "tracking": config.tracking, "facts": facts, "sample": drawings(vqvae, validation)}
         if name != "cftn-v2": return prior, {name: train_prior(prior, data, validation, section.train, folder, stage=name, **options)}
         histories = train_curriculum(prior, section, data, validation, folder, **options)
-        return prior, {**histories, "rectify": rectify(prior, data, validation, section.rectify, folder, **options)}
+        return prior, {**histories, **train_one_shot(prior, section, data, validation, folder, **options)}
 
 TRAINERS = {"vqvae": train_vqvae, **{name: partial(train_prior_in, name) for name in PRIORS}}   # what `vqgen train` can train
 
@@ -194,8 +194,10 @@ def draw_gallery(pipeline, data, validation, histories, line, seeds=4):
     rows = [(caption, pipeline.images([caption] * seeds, seed=0), heading) for heading, caption in gallery_captions(data, validation)]
     originals = validation.batch(range(12))
     with torch.no_grad(): copies = pipeline.vqvae.decode(pipeline.vqvae.encode(originals.to(pipeline.device))).cpu()
+    offset = histories["latent"][-1]["step"]
+    one_pass = histories["latent"] + [{**record, "step": record["step"] + offset} for record in histories["listen"]]
     curves = [("VQ-VAE", histories["vqvae"], ["reconstruction"]), ("stage 1: draw and caption", histories["stage1"], ["drawing", "reading"]),
-              ("stage 2: draw", histories["stage2"], ["drawing"]), ("rectification", histories["rectify"], ["drawing"])]
+              ("stage 2: draw", histories["stage2"], ["drawing"]), ("one pass: draw from a latent, then listen", one_pass, ["imagining"])]
     return gallery(rows, (originals, copies), curves, "One forward pass from caption to picture", line)
 
 # %% ../nbs/39_experiment.ipynb #d53c9a4b
@@ -204,7 +206,7 @@ def demo(config, run, fresh=False):
     start = time.perf_counter()
     print("1/4  VQ-VAE: pictures into codes", flush=True)
     _, vqvae_history = train_vqvae(config, run, fresh)
-    print("2/4  CFTN v2: codes from captions, in two stages and a rectification", flush=True)
+    print("2/4  CFTN v2: codes from captions, in two stages, then in one pass", flush=True)
     _, histories = train_prior_in("cftn-v2", config, run, fresh)
     print("3/4  measuring", flush=True)
     pipeline, (data, validation) = Pipeline.from_pretrained(run), load_splits(config)

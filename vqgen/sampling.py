@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['gumbel', 'keep_likely', 'draw', 'with_empty', 'trim', 'ask', 'guidance_at', 'Sampling', 'MaskedSampling',
-           'check_generation', 'in_order', 'hidden_share', 'radical_inverse', 'halton_order', 'canvas_noise',
-           'certainty', 'masked', 'Generation', 'paint']
+           'check_generation', 'in_order', 'hidden_share', 'radical_inverse', 'halton_order', 'certainty', 'masked',
+           'Generation', 'paint']
 
 # %% ../nbs/22a_sampling.ipynb #66d5645e
 import math
@@ -39,12 +39,11 @@ def keep_likely(scores, top_k=0, top_p=1.0):
         scores = scores.masked_fill(outside.scatter(-1, codes, outside), -math.inf)
     return scores
 
-def draw(scores, generators, temperature=1.0, top_k=0, top_p=1.0, noise=None):
-    "A code for each position (B, N), drawn from `scores` (B, N, K); the likeliest where `temperature` is 0. Gumbel `noise` (B, N, K) may be given."
+def draw(scores, generators, temperature=1.0, top_k=0, top_p=1.0):
+    "A code for each position (B, N), drawn from `scores` (B, N, K); the likeliest where `temperature` is 0."
     if temperature == 0: return scores.argmax(-1)
     if temperature != 1: scores = (scores - scores.amax(-1, keepdim=True)) / temperature      # at most 0: a tiny temperature cannot overflow
-    if noise is None: noise = gumbel(generators, scores.shape[1:], scores.device)
-    return (noise + keep_likely(scores, top_k, top_p)).argmax(-1)
+    return (gumbel(generators, scores.shape[1:], scores.device) + keep_likely(scores, top_k, top_p)).argmax(-1)
 
 # %% ../nbs/22a_sampling.ipynb #3eb09f6e
 def with_empty(text):
@@ -83,7 +82,6 @@ class MaskedSampling(Sampling):
     "How a prior that draws many codes at a time chooses, and in which order it decides."
     steps: int = Field(12, ge=1)
     order: Literal["confidence", "halton"] = "halton"
-    noise: Literal["fresh", "canvas"] = "fresh"        # canvas: it follows from the symbols of the first canvas, see notebook 31
     schedule: Literal["cosine", "arccos"] = "cosine"   # of the share of codes that are still open
 
 # %% ../nbs/22a_sampling.ipynb #cc2d55cf
@@ -139,22 +137,6 @@ def halton_order(side):
     first = torch.full((side ** 2,), len(numbers)).scatter_reduce(0, rows * side + columns, numbers, "amin")
     return first.argsort().argsort()
 
-# %% ../nbs/22a_sampling.ipynb #22a00091
-@cache
-def _noise_table(codebook_size, features=64):
-    "Gumbel noise (2 K + 1, K) for each symbol that a canvas may hold."
-    generator = torch.Generator().manual_seed(0)
-    symbols, codes = (torch.randn(count, features, generator=generator) for count in (2 * codebook_size + 1, codebook_size))
-    normal = symbols @ torch.nn.functional.normalize(codes, dim=-1).T                            # each column is normal
-    return torch.special.ndtr(normal).clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
-
-def canvas_noise(canvas, codebook_size):
-    """Gumbel noise (B, N, K) that follows from the symbols of `canvas` (B, N): the same symbol always brings the same noise.
-
-    It is built from few features of symbol and code, so that a network can learn it.
-    """
-    return _noise_table(codebook_size).to(canvas.device)[canvas]
-
 # %% ../nbs/22a_sampling.ipynb #0f772e64
 def certainty(scores, codes):
     "The probability (B, N) that `scores` (B, N, K) give to `codes` (B, N)."
@@ -165,9 +147,8 @@ def masked(prior, text, generators, given, options):
     "Draw many codes at a time with a masked `prior`, where `given` (B, N) is -1; yields all codes (B, N) after each step, -1 where undecided."
     guided, count = options.guidance_scale != 1, given.shape[1]
     with torch.inference_mode(): state = prior.start(trim(with_empty(text) if guided else text))
-    codes, canvas = given, torch.where(given < 0, prior.first_canvas(generators).to(given.device), given)      # (B, N)
+    codes, canvas = given, given.masked_fill(given < 0, prior.shape.codebook_size)                             # (B, N), [MASK] where open
     places = -halton_order(prior.shape.side).to(given.device).expand_as(given).float()
-    noise = canvas_noise(canvas, prior.shape.codebook_size) if options.noise == "canvas" else None                # (B, N, K)
     open_codes = (given < 0).sum(1, keepdim=True)                                                              # (B, 1)
     steps = open_codes.clamp(1, options.steps).double()                     # no more than there are codes to decide
     last = int(steps.max())
@@ -175,7 +156,7 @@ def masked(prior, text, generators, given, options):
         progress = (step / steps).clamp(max=1)                                                                 # (B, 1)
         guidance = guidance_at(progress, options.guidance_scale, options.guidance_schedule).float()[..., None]
         scores = ask(prior, canvas, state, guidance if guided else None)                                       # (B, N, K)
-        choice = draw(scores, generators, options.temperature, options.top_k, options.top_p, noise)            # (B, N)
+        choice = draw(scores, generators, options.temperature, options.top_k, options.top_p)                   # (B, N)
         priority = certainty(scores, choice) if options.order == "confidence" and step < last else places      # (B, N); the last decides all
         rank = priority.masked_fill(codes >= 0, math.inf).argsort(1, descending=True).argsort(1)               # (B, N)
         left = (open_codes * hidden_share(progress, options.schedule) + 1e-6).floor()                          # (B, 1)
@@ -186,7 +167,7 @@ def masked(prior, text, generators, given, options):
 # %% ../nbs/22a_sampling.ipynb #6c93d194
 class Generation:
     """What all priors share. A prior brings `loop` (`in_order` or `masked`), `defaults` (a `Sampling` section), `config`,
-    `shape`, `start`, `step` and, for `masked`, `first_canvas`."""
+    `shape`, `start` and `step`."""
     def stream(self, text, generators, given=None, **options):
         """An iterator over the codes (B, h, w) of a generation, -1 where undecided; one `torch.Generator` a picture.
 

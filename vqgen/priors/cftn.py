@@ -55,8 +55,6 @@ class CFTN(Generation, MaskedTransformer):
     "Codes (B, h, w) from captions, many at a time, by guessing hidden codes from those in sight (masked modelling, arXiv 2202.04200)."
     loop, defaults = masked, MaskedSampling(steps=16, temperature=0.5)     # a cool draw undoes the smoothing of the labels
 
-    def first_canvas(self, generators): return torch.full((len(generators), self.shape.side ** 2), self.mask_id)
-
     def step(self, canvas, words): return self(canvas, words)
 
     def loss(self, codes, text):
