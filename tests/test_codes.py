@@ -10,10 +10,9 @@ import torch
 from tiny import CONFIG, one_sentence
 
 from vqgen.cache import cached_array
-from vqgen.config import BrainConfig, PriorShape, RectifyConfig, StageConfig, TextConfig, VQGenError, VQVAEConfig
+from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
 from vqgen.curriculum import train_stage
 from vqgen.data import load_data
-from vqgen.one_shot import CanvasPairs, teacher_pairs
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.codes import CodedCaptions, check_codes, encode_dataset
 from vqgen.priors.text import text_shape, train_tokenizer
@@ -309,29 +308,6 @@ def small():
     torch.manual_seed(0)
     brain = BiHemisphericBrain(BrainConfig(width=16, heads=2, layers=2), PriorShape(codebook_size=16, side=4, **text_shape(tokenizer))).eval()
     return brain, CodedCaptions(np.random.default_rng(0).integers(0, 16, (3, 4, 4)), captions, tokenizer)
-
-
-def test_interrupted_teacher_continues(small, tmp_path):
-    brain, data = small
-    config, asked = RectifyConfig(pairs=25, teacher_steps=2), []
-
-    class Stopped(CodedCaptions):
-        def text(self, indices):
-            if len(asked) == stop: raise KeyboardInterrupt
-            asked.append(list(indices))
-            return super().text(indices)
-    noted = Stopped(data.codes, data.captions, data.tokenizer)
-    stop = 3
-    with pytest.raises(KeyboardInterrupt): teacher_pairs(brain, noted, config, tmp_path / "pairs.npy", batch_size=5)
-    stop = None
-    starts, codes = teacher_pairs(brain, noted, config, tmp_path / "pairs.npy", batch_size=5)
-    assert len(asked) == 5 and starts.shape == codes.shape == (25, 4, 4) and starts.dtype == np.uint8
-    teacher_pairs(brain, data, config, tmp_path / "whole" / "pairs.npy", batch_size=5)
-    assert (tmp_path / "pairs.npy").read_bytes() == (tmp_path / "whole" / "pairs.npy").read_bytes()
-    pairs = CanvasPairs(starts, codes, data)
-    batch = pairs.collate([pairs[i] for i in (0, 4, 24)])
-    assert batch["text"].input_ids.equal(data.text([0, 1, 0]).input_ids) and batch["start"].shape == (3, 16)
-    assert batch["start"].equal(torch.from_numpy(starts[[0, 4, 24]].astype(np.int64)).flatten(1))
 
 
 # --- what is refused ---

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny import one_sentence
 
-from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, StageConfig, TextConfig, TransformerConfig, VQGenError
+from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, TextConfig, TransformerConfig, VQGenError
 from vqgen.priors.blocks import FewRows, for_few_rows
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.cftn import CFTN, positions_to_hide

@@ -8,7 +8,7 @@ from tiny import one_sentence
 
 from vqgen.config import PriorShape, VQGenError
 from vqgen.priors.text import Text
-from vqgen.sampling import (Generation, MaskedSampling, Sampling, canvas_noise, draw, gumbel, guidance_at, halton_order, hidden_share, in_order, keep_likely,
+from vqgen.sampling import (Generation, MaskedSampling, Sampling, draw, gumbel, guidance_at, halton_order, hidden_share, in_order, keep_likely,
                             masked, trim, with_empty)
 
 DRAWS = 20_000
@@ -128,8 +128,6 @@ class Toy(Generation):
 
     def start(self, text): return text
 
-    def first_canvas(self, generators): return torch.full((len(generators), self.shape.side ** 2), self.shape.codebook_size)
-
 
 class Chain(Toy):
     "Autoregressive: row i of its table is what follows code i; the last row is the first code's."
@@ -190,18 +188,6 @@ def test_the_masked_loop_in_halton_order_draws_from_the_joint_distribution():
     "As many steps as codes, one code a step."
     codes = Joint(RANDOM).generate(words(8000), generators(*range(8000)), steps=4, order="halton")
     assert agrees(numbers(codes, 3), RANDOM.flatten())
-
-
-def test_noise_of_a_canvas_draws_from_the_scores():
-    "Over all symbols a canvas may hold, the codes come as often as the scores say; the same symbol brings the same code."
-    symbols = 2 * 300 + 1
-    scores = torch.randn(300, generator=torch.Generator().manual_seed(2))
-    canvas = torch.arange(symbols)[None]
-    noise = canvas_noise(canvas, 300)
-    assert noise.shape == (1, symbols, 300) and noise.equal(canvas_noise(canvas, 300))
-    best = scores.topk(4).indices      # few codes, or there are too few symbols to count
-    drawn = draw(scores[best].expand(1, symbols, 4), None, noise=noise[..., best])
-    assert agrees(drawn.flatten(), scores[best].softmax(-1))
 
 
 @pytest.mark.parametrize("order", ["halton", "confidence"])

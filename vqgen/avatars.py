@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'HELD_OUT', 'sample_attributes', 'complete_parts', 'choose_parts', 'part_values', 'render_svg',
-           'draw_parts', 'make_avatar', 'join_phrases', 'caption_of', 'redraw_attributes', 'hash_order', 'hold_out',
-           'held_out_triples', 'avatar_examples']
+           'draw_parts', 'make_avatar', 'join_phrases', 'caption_of', 'redraw_attributes', 'read_caption', 'hash_order',
+           'hold_out', 'held_out_triples', 'avatar_examples']
 
 # %% ../nbs/01a_avatars.ipynb #a9fcfe00
 import hashlib
@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import random
+import re
 from collections import Counter
 from functools import cache
 from importlib.resources import files
@@ -171,6 +172,20 @@ def redraw_attributes(face, rng):
     while True:
         other = sample_attributes(rng)
         if all(other[name] == known[name] for name in ("hair_style", "hat") if name in known): return {**other, **known}   # these two depend on each other
+
+# %% ../nbs/01a_avatars.ipynb #01a00008
+def read_caption(text):
+    "The attributes that a caption like those of `caption_of` states, as a dict; what else it says is left out."
+    one_of = {name: "|".join(values) for name, values in ATTRIBUTES.items()}
+    hair = rf"(?:({one_of['hair_color']}) )?"
+    phrases = {"skin": rf"({one_of['skin']}) skin", "mouth": rf"\b({one_of['mouth']}) mouth", "clothes": rf"({one_of['clothes']}) clothes",
+               "eyewear": r"(no glasses|sunglasses|glasses)", "hat": rf"\b({one_of['hat']}|no) hat", "background": rf"({one_of['background']}) background",
+               "hair_style": rf"({one_of['hair_style']}) (?:(?:{one_of['hair_color']}) )?hair|{hair}(?:mohawk|pigtails)", "hair_color": rf"{hair}(?:hair|mohawk|pigtails)"}
+    found = {name: re.search(phrase, text) for name, phrase in phrases.items()}
+    said = {name: match[1] for name, match in found.items() if match and match[1]}
+    for style in ("mohawk", "pigtails"):
+        if style in text: said["hair_style"] = style
+    return {name: "none" if value in ("no", "no glasses") else value for name, value in said.items()}
 
 # %% ../nbs/01a_avatars.ipynb #bcf6fcef
 def hash_order(groups):

@@ -22,7 +22,7 @@ from .config import VQGenError, dump_config
 from .curriculum import train_curriculum
 from .data import load_data
 from .devices import main_process_first
-from .judge import Judge
+from .judge import Judge, caption_accuracy
 from .metrics import AttributeOracle, codebook_usage, prompt_accuracy, train_oracle
 from .one_shot import train_one_shot
 from .pipeline import Pipeline
@@ -148,7 +148,7 @@ def reconstruct(vqvae, data):
 # %% ../nbs/39_experiment.ipynb #39000011
 @torch.no_grad()
 def measure(pipeline, data, validation, judge=None, count=400):
-    "A dict of figures: psnr, usage, perplexity, milliseconds; with a judge also stated, in_range, accuracy, by_attribute and ceiling."
+    "A dict of figures: psnr, usage, perplexity, milliseconds; with a judge also stated, in_range, accuracy, by_attribute, ceiling and, for a prior that captions, captions."
     vqvae, originals = pipeline.vqvae, validation.batch(range(len(validation)))
     copies = reconstruct(vqvae.to(pipeline.device), validation)
     usage, perplexity = codebook_usage(encode_dataset(vqvae, data, device=pipeline.device), vqvae.config.codebook_size)
@@ -160,6 +160,7 @@ def measure(pipeline, data, validation, judge=None, count=400):
         wanted = [validation.attributes[i] for i in indices]
         figures |= judge.accuracy(images, wanted)
         figures["by_attribute"] = prompt_accuracy(judge.oracle, images, wanted)[1]
+        if hasattr(pipeline.prior, "describe"): figures["captions"] = caption_accuracy(pipeline.describe(originals[indices]), wanted)
         figures["ceiling"] = judge.accuracy(copies[indices], wanted)["stated"]
     return figures
 
@@ -179,6 +180,7 @@ def summary(figures):
     if "accuracy" in figures:
         parts.append(f"every stated attribute right in {figures['stated']:.1%} of one-shot pictures (of true ones through the VQ-VAE: "
                      f"{figures['ceiling']:.1%}) | prompt accuracy {figures['accuracy']:.1%}")
+    if "captions" in figures: parts.append(f"captions right {figures['captions']:.1%}")
     return " | ".join([*parts, f"{figures['milliseconds']:.0f} ms per one-shot picture"])
 
 # %% ../nbs/39_experiment.ipynb #0feacd57
@@ -197,7 +199,7 @@ def draw_gallery(pipeline, data, validation, histories, line, seeds=4):
     offset = histories["latent"][-1]["step"]
     one_pass = histories["latent"] + [{**record, "step": record["step"] + offset} for record in histories["listen"]]
     curves = [("VQ-VAE", histories["vqvae"], ["reconstruction"]), ("stage 1: draw and caption", histories["stage1"], ["drawing", "reading"]),
-              ("stage 2: draw", histories["stage2"], ["drawing"]), ("one pass: draw from a latent, then listen", one_pass, ["imagining"])]
+              ("stage 2: draw", histories["stage2"], ["drawing"]), ("one pass: latent, then listening", one_pass, ["imagining"])]
     return gallery(rows, (originals, copies), curves, "One forward pass from caption to picture", line)
 
 # %% ../nbs/39_experiment.ipynb #d53c9a4b

@@ -177,10 +177,10 @@ class BiHemisphericBrain(Generation, DescribingBrain):
         scores = ask(self, given.masked_fill(given < 0, self.mask_id), state, guidance)              # (B, N, K)
         yield torch.where(given < 0, scores.argmax(-1), given)
 
-    def generate(self, text, generators, steps=1, guidance_scale=1.0, **options):
+    def generate(self, text, generators, steps=1, temperature=0.5, guidance_scale=1.0, **options):
         """Codes (B, h, w) for `text`, one `torch.Generator` a picture; in one forward pass where `steps` is 1.
 
         `temperature` is for several steps: one pass takes the likeliest codes. `guidance_scale` above 1 doubles the work
         (arXiv 2207.12598). `options` and errors as for `stream`.
         """
-        return super().generate(text, generators, steps=steps, guidance_scale=guidance_scale, **options)
+        return super().generate(text, generators, steps=steps, temperature=temperature, guidance_scale=guidance_scale, **options)
