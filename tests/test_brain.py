@@ -125,7 +125,7 @@ def test_another_seed_is_another_picture(wavering, tokenizer):
     same = tokenize(tokenizer, ["a cat"] * 16)
     for options in ({}, {"steps": 4, "temperature": 1.0}, {"guidance_scale": 1.5}):
         codes = wavering.generate(same, generators(*range(16)), **options)
-        assert len({tuple(grid.flatten().tolist()) for grid in codes}) >= 12, options
+        assert len({tuple(grid.flatten().tolist()) for grid in codes}) >= 8, options
 
 
 def test_without_a_trained_latent_every_seed_is_the_same_picture(brain, tokenizer):
@@ -139,10 +139,10 @@ def test_one_pass_is_the_likeliest_codes_for_the_latent_of_the_generator(waverin
     for temperature in (0.0, 1.0): assert wavering.generate(text, generators(5, 6, 7, 8), 1, temperature).flatten(1).equal(scores.argmax(-1))
 
 
-def test_one_pass_keeps_given_codes_and_heeds_them(wavering, text):
+def test_one_pass_keeps_given_codes_and_heeds_them(brain, text):
     given = torch.full((4, SIDE, SIDE), -1)
     given[:, :2] = grids(4, 3)[:, :2]
-    codes, free = wavering.generate(text, generators(0, 1, 2, 3), given=given), wavering.generate(text, generators(0, 1, 2, 3))
+    codes, free = brain.generate(text, generators(0, 1, 2, 3), given=given), brain.generate(text, generators(0, 1, 2, 3))
     assert codes[:, :2].equal(given[:, :2]) and not codes[:, 2:].equal(free[:, 2:])
 
 

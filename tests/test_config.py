@@ -164,7 +164,7 @@ def test_heads_must_divide_width():
 
 
 def test_every_preset_loads_and_round_trips(tmp_path):
-    assert {"avatars", "emoji", "naruto"} <= set(preset_names())
+    assert {"avatars", "avatars-hour", "emoji", "naruto"} <= set(preset_names())
     for name in preset_names():
         config = load_config(name)
         assert config.name == name

@@ -51,7 +51,7 @@ def test_free_nats_are_free_and_no_more(brain, text):
         torch.manual_seed(1)
         return imagining(brain, codes(), text, free)
     loss, metrics = look(1e6)
-    assert loss == pytest.approx(metrics["imagining"].item() + 1e6 / SIDE ** 2)
+    assert loss.item() == pytest.approx(metrics["imagining"].item() + 1e6 / SIDE ** 2)
     loss, metrics = look(0.0)
     assert loss.item() == pytest.approx((metrics["imagining"] + metrics["nats"] / SIDE ** 2).item())
 

@@ -232,6 +232,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vqgen.pipeline.Pipeline.describe': ('pipeline.html#pipeline.describe', 'vqgen/pipeline.py'),
                                 'vqgen.pipeline.Pipeline.images': ('pipeline.html#pipeline.images', 'vqgen/pipeline.py'),
                                 'vqgen.pipeline.Pipeline.stream': ('pipeline.html#pipeline.stream', 'vqgen/pipeline.py'),
+                                'vqgen.pipeline.Pipeline.text': ('pipeline.html#pipeline.text', 'vqgen/pipeline.py'),
                                 'vqgen.pipeline._check_fact': ('pipeline.html#_check_fact', 'vqgen/pipeline.py')},
             'vqgen.priors.blocks': { 'vqgen.priors.blocks.Attention': ('priors.blocks.html#attention', 'vqgen/priors/blocks.py'),
                                      'vqgen.priors.blocks.Attention.__init__': ( 'priors.blocks.html#attention.__init__',

@@ -118,7 +118,8 @@ def show_config(context: typer.Context, config: Annotated[str, typer.Argument(he
 
 # %% ../nbs/42_cli.ipynb #42000011
 FIGURES = {"psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity", "milliseconds": "ms for a picture",
-           "stated": "stated all right", "ceiling": "... of true ones", "in_range": "in range", "accuracy": "prompt accuracy"}   # what `experiment.measure` gives, in words
+           "stated": "stated all right", "ceiling": "... of true ones", "in_range": "in range", "accuracy": "prompt accuracy",
+           "captions": "captions right"}   # what `experiment.measure` gives, in words
 
 @app.command()
 def evaluate(run: RunOption = Path("runs/demo"),

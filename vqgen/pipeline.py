@@ -49,13 +49,16 @@ def _check_fact(facts, name, model, complaint):
 # %% ../nbs/40_pipeline.ipynb #40000002
 class Pipeline(Parts):
     "A VQ-VAE, a prior over its codes, and what reads captions for the prior: captions in, pictures out."
+    def text(self, captions):
+        "A list of captions as the prior reads them."
+        return tokenize(self.tokenizer, captions, self.encoder).to(self.device)
+
     def stream(self, captions, seed=0, **options):
         """An iterator over the codes (B, h, w) of a generation for a list of captions, -1 where undecided.
 
         Picture i has the random numbers of seed `seed + i`, whatever the batch; `options` are those of the prior's `stream`.
         """
-        text = tokenize(self.tokenizer, captions, self.encoder).to(self.device)
-        return self.prior.stream(text, [torch.Generator().manual_seed(seed + i) for i in range(len(captions))], **options)
+        return self.prior.stream(self.text(captions), [torch.Generator().manual_seed(seed + i) for i in range(len(captions))], **options)
 
     def codes(self, captions, seed=0, **options):
         "The codes (B, h, w) at the end of `stream`."

@@ -1,0 +1,87 @@
+"""One table: every prior of a run at 1, 4, 8 and 16 steps, on attribute combinations that no training has seen.
+
+    python tests/benchmarks/bench_one_shot.py [--run runs/demo] [--json FILE] [--captions 60] [--pictures 16]
+
+The run must hold a VQ-VAE and all four priors, as these commands leave them:
+`vqgen demo`, then `vqgen train NAME --config avatars --run runs/demo` for lstm, transformer and cftn.
+"""
+import argparse
+import json
+import random
+from pathlib import Path
+
+import torch
+
+from timing import medians
+from vqgen.config import load_config
+from vqgen.experiment import load_judge, load_splits, reconstruct
+from vqgen.judge import caption_accuracy, diversity
+from vqgen.one_shot import hidden_canvas
+from vqgen.pipeline import Pipeline
+
+STEPS = (1, 4, 8, 16)
+
+
+def naive(pipe):
+    "One pass of the brain without its latent: every place by itself, as if it were the first of many steps."
+    def generate(text, generators):
+        with torch.no_grad(): codes = pipe.prior.draw(hidden_canvas(pipe.prior, text), text).argmax(-1)
+        return codes.unflatten(1, (pipe.prior.shape.side,) * 2)
+    return lambda captions, seed: pipe.vqvae.decode(generate(pipe.text(captions), None)).detach()
+
+
+def ways_of(run, temperature):
+    "Functions from captions and a seed to pictures, by the name of their row; and the number of parameters of each prior."
+    pipes = {name: Pipeline.from_pretrained(run, name, "cpu") for name in ("lstm", "transformer", "cftn", "cftn-v2")}
+    def way(name, **options): return lambda captions, seed: pipes[name].images(captions, seed, **options)
+    ways = {"LSTM, top-p 0.9": way("lstm", top_p=0.9), "Transformer, top-p 0.9": way("transformer", top_p=0.9)}
+    ways |= {f"CFTN, {steps} steps": way("cftn", steps=steps) for steps in STEPS}
+    ways |= {f"CFTN v2, {steps} steps": way("cftn-v2", steps=steps, temperature=temperature) for steps in STEPS[1:]}
+    ways |= {"CFTN v2, naive one-shot": naive(pipes["cftn-v2"]), "CFTN v2, one-shot": way("cftn-v2")}
+    return ways, pipes, {name: sum(part.numel() for part in pipe.prior.parameters()) for name, pipe in pipes.items()}
+
+
+def measure(way, judge, captions, wanted, pictures, batch_size=96):
+    "The judge's figures for `pictures` of each caption, and their diversity."
+    rows = [i for i in range(len(captions)) for _ in range(pictures)]
+    drawn = torch.cat([way([captions[i] for i in rows[start:start + batch_size]], start) for start in range(0, len(rows), batch_size)])
+    seen = judge.look(drawn)[0]
+    groups = [seen[start:start + pictures] for start in range(0, len(rows), pictures)]
+    return {**judge.accuracy(drawn, [wanted[i] for i in rows]), "diversity": diversity(groups, wanted, random.Random(0))}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--json")
+    parser.add_argument("--captions", type=int, default=60)
+    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=20)
+    asked = parser.parse_args()
+
+    config = load_config(asked.run / "vqvae" / "config.yaml")
+    data, held_out = load_splits(config)
+    ways, pipes, sizes = ways_of(asked.run, load_config(asked.run / "cftn-v2" / "config.yaml").cftn_v2.listen.teacher_temperature)
+    print("parameters:", ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in sizes.items()))
+    vqvae = pipes["cftn-v2"].vqvae
+    judge, places = load_judge(asked.run, data, held_out, vqvae), [held_out.captions.index(caption) for caption in dict.fromkeys(held_out.captions)]
+    captions, wanted = [held_out.captions[i] for i in places[:asked.captions]], [held_out.attributes[i] for i in places[:asked.captions]]
+
+    table = {"VQ-VAE ceiling": judge.accuracy(reconstruct(vqvae, held_out), held_out.attributes)}
+    times = medians({name: lambda way=way: way(captions[:1], 0) for name, way in ways.items()}, asked.rounds, "cpu")
+    print(f"{'':26} stated  in range  accuracy  diversity     ms")
+    for name, way in [("VQ-VAE ceiling", None), *ways.items()]:
+        if way: table[name] = {**measure(way, judge, captions, wanted, asked.pictures), "ms": 1000 * times[name]}
+        row = table[name]
+        print(f"{name:26} {row['stated']:6.1%} {row['in_range']:9.1%} {row['accuracy']:9.1%}", f"{row['diversity']:10.1%} {row['ms']:6.1f}" if way else "", flush=True)
+
+    one, teacher = table["CFTN v2, one-shot"], table["CFTN v2, 16 steps"]
+    faces = held_out.batch(range(min(400, len(held_out))))
+    result = {"one_shot_accuracy": one["accuracy"], "teacher_accuracy": teacher["accuracy"], "diversity_vs_teacher": one["diversity"] / teacher["diversity"],
+              "speedup_vs_teacher": teacher["ms"] / one["ms"], "speedup_vs_transformer": table["Transformer, top-p 0.9"]["ms"] / one["ms"],
+              "caption_accuracy": caption_accuracy(pipes["cftn-v2"].describe(faces), held_out.attributes)}
+    for name, value in result.items(): print(f"{name:24} {value:.3f}")
+    if asked.json: Path(asked.json).write_text(json.dumps({**result, "table": table, "parameters": sizes}, indent=1))
+
+
+if __name__ == "__main__": main()
