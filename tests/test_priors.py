@@ -138,7 +138,8 @@ def test_sixteen_grids_by_heart(kind, memories, text):
     for options in ({"top_k": 1}, {"temperature": 0.0, "guidance_scale": 2.0}):
         assert prior.generate(text, generators(*range(16)), **options).equal(grids(16)), options
     if kind not in ORDERED:
-        for options in ({"steps": 4}, {"steps": 16, "order": "halton"}, {"steps": 3, "order": "confidence"}):
+        by_confidence = [] if kind == "brain" else [{"steps": 3, "order": "confidence"}]     # it has learned one order alone
+        for options in ({"steps": 4}, {"steps": 16, "order": "halton"}, *by_confidence):
             assert prior.generate(text, generators(*range(16)), temperature=0.0, **options).equal(grids(16)), options
 
 
@@ -239,7 +240,8 @@ def test_same_seed_same_picture_whatever_the_batch(kind, tokenizer, text):
             alone = tokenize(tokenizer, [CAPTIONS[row]])          # with less padding
             assert prior.generate(alone, generators(i), **options)[0].equal(together[i]), options
         assert prior.generate(some(text, 15, 10, 5, 0), generators(3, 2, 1, 0), **options).flip(0).equal(together)
-    assert not prior.generate(some(text, 0), generators(7)).equal(prior.generate(some(text, 0), generators(8)))
+    steps = {"steps": 3} if kind == "brain" else {}      # in one pass it needs a latent that has learned something
+    assert not prior.generate(some(text, 0), generators(7), **steps).equal(prior.generate(some(text, 0), generators(8), **steps))
 
 
 @every_prior
@@ -250,7 +252,7 @@ def test_only_codes_come_out(kind, tokenizer, text, std):
     with torch.no_grad():
         for parameter in prior.parameters(): parameter.normal_(std=std)
         prior.codes.tokens.weight[K:] = 1e4      # all that is no code
-    assert prior.code_head.out_features == K and prior.codes.tokens.num_embeddings == (2 * K + 1 if kind == "brain" else K + 1)
+    assert prior.code_head.out_features == K and prior.codes.tokens.num_embeddings == K + 1
     for options in options_of(kind):
         codes = prior.generate(some(text, 0, 7), generators(0, 1), **options)
         assert codes.shape == (2, SIDE, SIDE) and codes.dtype == torch.int64 and codes.min() >= 0 and codes.max() < K, options
