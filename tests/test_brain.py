@@ -68,10 +68,10 @@ def memory(tokenizer, text):
 
 @pytest.fixture(scope="module")
 def wavering(tokenizer, text):
-    "A brain after a few steps on many pictures of the same captions, whose latent is loud: what it draws depends on that."
+    "A brain after a few steps on many pictures of the same captions, whose latent is heard: what it draws depends on that."
     brain = new(tokenizer)
     fit(brain, grids(32), Text(*(part.repeat(8, 1) for part in text)), 30, DRAW)
-    torch.nn.init.normal_(brain.from_latent.weight, std=2)
+    torch.nn.init.normal_(brain.from_latent.weight, std=0.5)
     return brain
 
 
@@ -125,7 +125,7 @@ def test_another_seed_is_another_picture(wavering, tokenizer):
     same = tokenize(tokenizer, ["a cat"] * 16)
     for options in ({}, {"steps": 4, "temperature": 1.0}, {"guidance_scale": 1.5}):
         codes = wavering.generate(same, generators(*range(16)), **options)
-        assert len({tuple(grid.flatten().tolist()) for grid in codes}) >= 8, options
+        assert len({tuple(grid.flatten().tolist()) for grid in codes}) >= 12, options
 
 
 def test_without_a_trained_latent_every_seed_is_the_same_picture(brain, tokenizer):

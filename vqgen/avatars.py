@@ -177,14 +177,11 @@ def redraw_attributes(face, rng):
 def read_caption(text):
     "The attributes that a caption like those of `caption_of` states, as a dict; what else it says is left out."
     one_of = {name: "|".join(values) for name, values in ATTRIBUTES.items()}
-    hair = rf"(?:({one_of['hair_color']}) )?"
     phrases = {"skin": rf"({one_of['skin']}) skin", "mouth": rf"\b({one_of['mouth']}) mouth", "clothes": rf"({one_of['clothes']}) clothes",
                "eyewear": r"(no glasses|sunglasses|glasses)", "hat": rf"\b({one_of['hat']}|no) hat", "background": rf"({one_of['background']}) background",
-               "hair_style": rf"({one_of['hair_style']}) (?:(?:{one_of['hair_color']}) )?hair|{hair}(?:mohawk|pigtails)", "hair_color": rf"{hair}(?:hair|mohawk|pigtails)"}
+               "hair_style": rf"\b({one_of['hair_style']})\b", "hair_color": rf"({one_of['hair_color']}) (?:hair|mohawk|pigtails)"}
     found = {name: re.search(phrase, text) for name, phrase in phrases.items()}
-    said = {name: match[1] for name, match in found.items() if match and match[1]}
-    for style in ("mohawk", "pigtails"):
-        if style in text: said["hair_style"] = style
+    said = {name: match[1] for name, match in found.items() if match}
     return {name: "none" if value in ("no", "no glasses") else value for name, value in said.items()}
 
 # %% ../nbs/01a_avatars.ipynb #bcf6fcef

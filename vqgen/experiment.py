@@ -30,7 +30,7 @@ from .priors.codes import CodedCaptions, encode_dataset
 from .priors.fit import PRIORS, new_prior, train_prior
 from .priors.text import load_encoder, load_tokenizer, new_tokenizer
 from .training import train
-from .viz import gallery
+from .viz import gallery, join_histories
 from .vqvae.model import VQVAE, psnr
 
 # %% ../nbs/39_experiment.ipynb #e399305e
@@ -196,8 +196,7 @@ def draw_gallery(pipeline, data, validation, histories, line, seeds=4):
     rows = [(caption, pipeline.images([caption] * seeds, seed=0), heading) for heading, caption in gallery_captions(data, validation)]
     originals = validation.batch(range(12))
     with torch.no_grad(): copies = pipeline.vqvae.decode(pipeline.vqvae.encode(originals.to(pipeline.device))).cpu()
-    offset = histories["latent"][-1]["step"]
-    one_pass = histories["latent"] + [{**record, "step": record["step"] + offset} for record in histories["listen"]]
+    one_pass = join_histories(histories["latent"], histories["listen"])
     curves = [("VQ-VAE", histories["vqvae"], ["reconstruction"]), ("stage 1: draw and caption", histories["stage1"], ["drawing", "reading"]),
               ("stage 2: draw", histories["stage2"], ["drawing"]), ("one pass: latent, then listening", one_pass, ["imagining"])]
     return gallery(rows, (originals, copies), curves, "One forward pass from caption to picture", line)

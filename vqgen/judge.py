@@ -40,15 +40,18 @@ class Judge:
         faces = [face for part in images.split(batch_size) for face in self.oracle.read(part)]
         return faces, distances(images, draw_seen(faces, images.shape[-1]))
 
-    def accuracy(self, images, wanted):
-        """The shares of `images` with all stated attributes right (`stated`), in the data's range (`in_range`), and both (`accuracy`).
+    def mark(self, faces, far, wanted):
+        """The shares of pictures, looked at as `faces` and `far`, with all stated attributes right (`stated`), in the data's range (`in_range`), and both (`accuracy`).
 
         `wanted` holds a dict for each picture, with its attributes and the list `stated`.
         """
-        faces, far = self.look(images)
         right = torch.tensor([all(face[name] == other[name] for name in other["stated"]) for face, other in zip(faces, wanted)])
         near = far <= self.limit
         return {name: value.float().mean().item() for name, value in {"stated": right, "in_range": near, "accuracy": right & near}.items()}
+
+    def accuracy(self, images, wanted):
+        "The same for `images` that were not looked at yet."
+        return self.mark(*self.look(images), wanted)
 
 # %% ../nbs/32a_judge.ipynb #32a00014
 def entropy(values):

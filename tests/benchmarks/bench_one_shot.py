@@ -18,36 +18,37 @@ from vqgen.experiment import load_judge, load_splits, reconstruct
 from vqgen.judge import caption_accuracy, diversity
 from vqgen.one_shot import hidden_canvas
 from vqgen.pipeline import Pipeline
+from vqgen.priors.fit import PRIORS
 
 STEPS = (1, 4, 8, 16)
 
 
 def naive(pipe):
     "One pass of the brain without its latent: every place by itself, as if it were the first of many steps."
-    def generate(text, generators):
-        with torch.no_grad(): codes = pipe.prior.draw(hidden_canvas(pipe.prior, text), text).argmax(-1)
-        return codes.unflatten(1, (pipe.prior.shape.side,) * 2)
-    return lambda captions, seed: pipe.vqvae.decode(generate(pipe.text(captions), None)).detach()
+    @torch.no_grad()
+    def draw(captions, seed):
+        text = pipe.text(captions)
+        codes = pipe.prior.draw(hidden_canvas(pipe.prior, text), text).argmax(-1)
+        return pipe.vqvae.decode(codes.unflatten(1, (pipe.prior.shape.side,) * 2))
+    return draw
 
 
-def ways_of(run, temperature):
-    "Functions from captions and a seed to pictures, by the name of their row; and the number of parameters of each prior."
-    pipes = {name: Pipeline.from_pretrained(run, name, "cpu") for name in ("lstm", "transformer", "cftn", "cftn-v2")}
+def ways_of(pipes, temperature):
+    "Functions from captions and a seed to pictures, by the name of their row."
     def way(name, **options): return lambda captions, seed: pipes[name].images(captions, seed, **options)
     ways = {"LSTM, top-p 0.9": way("lstm", top_p=0.9), "Transformer, top-p 0.9": way("transformer", top_p=0.9)}
     ways |= {f"CFTN, {steps} steps": way("cftn", steps=steps) for steps in STEPS}
     ways |= {f"CFTN v2, {steps} steps": way("cftn-v2", steps=steps, temperature=temperature) for steps in STEPS[1:]}
-    ways |= {"CFTN v2, naive one-shot": naive(pipes["cftn-v2"]), "CFTN v2, one-shot": way("cftn-v2")}
-    return ways, pipes, {name: sum(part.numel() for part in pipe.prior.parameters()) for name, pipe in pipes.items()}
+    return {**ways, "CFTN v2, naive one-shot": naive(pipes["cftn-v2"]), "CFTN v2, one-shot": way("cftn-v2")}
 
 
 def measure(way, judge, captions, wanted, pictures, batch_size=96):
     "The judge's figures for `pictures` of each caption, and their diversity."
     rows = [i for i in range(len(captions)) for _ in range(pictures)]
     drawn = torch.cat([way([captions[i] for i in rows[start:start + batch_size]], start) for start in range(0, len(rows), batch_size)])
-    seen = judge.look(drawn)[0]
+    seen, far = judge.look(drawn)
     groups = [seen[start:start + pictures] for start in range(0, len(rows), pictures)]
-    return {**judge.accuracy(drawn, [wanted[i] for i in rows]), "diversity": diversity(groups, wanted, random.Random(0))}
+    return {**judge.mark(seen, far, [wanted[i] for i in rows]), "diversity": diversity(groups, wanted, random.Random(0))}
 
 
 def main():
@@ -61,7 +62,9 @@ def main():
 
     config = load_config(asked.run / "vqvae" / "config.yaml")
     data, held_out = load_splits(config)
-    ways, pipes, sizes = ways_of(asked.run, load_config(asked.run / "cftn-v2" / "config.yaml").cftn_v2.listen.teacher_temperature)
+    pipes = {name: Pipeline.from_pretrained(asked.run, name, "cpu") for name in PRIORS}
+    sizes = {name: sum(part.numel() for part in pipe.prior.parameters()) for name, pipe in pipes.items()}
+    ways = ways_of(pipes, load_config(asked.run / "cftn-v2" / "config.yaml").cftn_v2.listen.teacher_temperature)
     print("parameters:", ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in sizes.items()))
     vqvae = pipes["cftn-v2"].vqvae
     judge, places = load_judge(asked.run, data, held_out, vqvae), [held_out.captions.index(caption) for caption in dict.fromkeys(held_out.captions)]
