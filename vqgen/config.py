@@ -153,8 +153,8 @@ class StageConfig(TrainConfig):
 # %% ../nbs/00_config.ipynb #645f7adf
 class LatentConfig(StageConfig):
     "A stage that trains one-shot generation from a latent, while drawing and captioning are rehearsed on a part of the batch."
-    generation_weight: float = Field(0.25, ge=0)
-    rehearsal_share: float = Field(0.125, gt=0, le=1)
+    generation_weight: float = Field(0.25, ge=0)       # of the drawing that is rehearsed
+    rehearsal_share: float = Field(0.125, gt=0, le=1)  # of the batch
     caption_share: float = Field(1.0, gt=0, le=1)      # of the rehearsal
     free_nats: float = Field(12.0, ge=0)        # so much may the latent tell of a picture; what it tells beyond costs as in a VAE
     listening_weight: float = Field(0.0, ge=0)  # of the corrections by the teacher, the brain before these stages
