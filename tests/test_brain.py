@@ -6,7 +6,7 @@ from tiny import one_sentence
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
 from vqgen.priors.fit import new_prior
 from vqgen.priors.blocks import Cache
-from vqgen.priors.brain import BiHemisphericBrain, hidden_positions
+from vqgen.priors.brain import BiHemisphericBrain, decided_by, hidden_positions
 from vqgen.priors.text import BOS, EOS, PAD, Text, tokenize, train_tokenizer
 from vqgen.sampling import halton_order
 from vqgen.vqvae.model import VQVAE
@@ -42,6 +42,18 @@ def grids(count, seed=0): return torch.randint(K, (count, SIDE, SIDE), generator
 def generators(*seeds): return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+def scores(brain, codes, text, hidden=None):
+    "Scores (B, N, K) for codes (B, N), place after place in the order of deciding, when these are decided; from a blank canvas unless some are in sight."
+    hidden = torch.ones_like(codes, dtype=torch.bool) if hidden is None else hidden
+    canvas, found = codes.masked_fill(hidden, brain.mask_id), []
+
+    def decide(score, places):
+        found.append(score)
+        return codes[:, places]
+    brain.draw(canvas, text, decide)
+    return torch.cat(found, 1)
+
+
 def fit(brain, codes, text, steps, stage, rate=4e-3):
     "Train on one batch, and return the last metrics."
     torch.manual_seed(0)
@@ -68,10 +80,9 @@ def memory(tokenizer, text):
 
 @pytest.fixture(scope="module")
 def wavering(tokenizer, text):
-    "A brain after a few steps on many pictures of the same captions, whose latent is heard: what it draws depends on that."
+    "A brain after a few steps on many pictures of the same captions: what it draws depends on chance."
     brain = new(tokenizer)
     fit(brain, grids(32), Text(*(part.repeat(8, 1) for part in text)), 30, DRAW)
-    torch.nn.init.normal_(brain.from_latent.weight, std=0.5)
     return brain
 
 
@@ -94,9 +105,9 @@ def test_mask_is_never_emitted(tokenizer, text, damage):
 
 
 def test_no_head_can_score_mask(brain, text):
-    canvas = torch.full((4, SIDE**2), brain.mask_id)
-    assert brain.mask_id == K and brain.draw(canvas, text).shape == (4, SIDE**2, K)
-    assert brain.read(canvas[:, :1].expand(-1, SIDE**2) * 0, text).shape == (*text.input_ids.shape, brain.shape.vocab_size)
+    codes = grids(4).flatten(1)
+    assert brain.mask_id == K and scores(brain, codes, text).shape == (4, SIDE**2, K)
+    assert brain.read(codes, text).shape == (*text.input_ids.shape, brain.shape.vocab_size)
 
 
 def test_all_randomness_is_in_the_generators(wavering, text):
@@ -128,32 +139,102 @@ def test_another_seed_is_another_picture(wavering, tokenizer):
         assert len({tuple(grid.flatten().tolist()) for grid in codes}) >= 12, options
 
 
-def test_without_a_trained_latent_every_seed_is_the_same_picture(brain, tokenizer):
-    codes = brain.generate(tokenize(tokenizer, ["a cat"] * 8), generators(*range(8)))
-    assert codes.eq(codes[:1]).all()
+@pytest.mark.parametrize("layers, first", [(1, 0), (2, 0), (3, 1), (12, 3), (12, 11)])
+@pytest.mark.parametrize("count", [1, 16, 64, 1024])
+def test_every_code_is_decided_once_and_none_before_words_are_heard(layers, first, count):
+    numbers = decided_by(layers, first, count)
+    assert len(numbers) == layers + 1 and numbers == sorted(numbers) and set(numbers[:first + 1]) == {0} and numbers[-1] == count
+    if layers - 1 > first and count > layers: assert numbers[first + 1] >= 1 and numbers[-2] == count // 2
 
 
-def test_one_pass_is_the_likeliest_codes_for_the_latent_of_the_generator(wavering, text):
-    latent = torch.stack([torch.randn(wavering.config.latent_dim, generator=generator) for generator in generators(5, 6, 7, 8)])
-    scores = wavering.draw(torch.full((4, SIDE**2), wavering.mask_id), text, latent)
-    for temperature in (0.0, 1.0): assert wavering.generate(text, generators(5, 6, 7, 8), 1, temperature).flatten(1).equal(scores.argmax(-1))
+def test_one_pass_is_one_pass(wavering, text, monkeypatch):
+    "Each layer of the image tower runs once, with every caption, guided or not."
+    runs = []
+    for number, block in enumerate(wavering.codes.blocks): block.register_forward_hook(lambda *_, number=number: runs.append(number))
+    for options in ({}, {"guidance_scale": 2.0}):
+        runs.clear()
+        wavering.generate(text, generators(0, 1, 2, 3), **options)
+        assert runs == [0, 1, 2]
+    for block in wavering.codes.blocks: block._forward_hooks.clear()
 
 
-def test_one_pass_keeps_given_codes_and_heeds_them(brain, text):
+def test_one_pass_asks_as_it_was_trained(wavering, text):
+    "Asked for what it drew by the likeliest codes, it finds them likeliest: from nothing, and with given codes in sight."
+    given = torch.where(wavering.order.argsort() < 5, grids(4, 3).flatten(1), -1)
+    for seen in (torch.full_like(given, -1), given):
+        codes = wavering.generate(text, generators(0, 1, 2, 3), given=seen.view(4, SIDE, SIDE), temperature=0.0).flatten(1)
+        with torch.no_grad(): found, wanted = wavering.ask(codes, text, seen < 0)
+        assert len(wanted) == (seen < 0).sum() and found.argmax(-1).equal(wanted)
+
+
+def test_several_passes_are_single_passes_that_go_on(wavering, text):
+    "Each begins with what the passes before have kept: by hand."
+    by_hand = torch.full((4, SIDE, SIDE), -1)
+    passes, kept = generators(0, 1, 2, 3), wavering.order.argsort().view(SIDE, SIDE)
+    for count in (2, 5, 10, 16):     # of 16 codes, by the cosine
+        whole = wavering.generate(text, passes, given=by_hand)
+        by_hand = torch.where((by_hand >= 0) | (kept < count), whole, by_hand)
+    assert wavering.generate(text, generators(0, 1, 2, 3), steps=4).equal(by_hand)
+
+
+def test_a_decision_is_heard_by_later_places_only(brain, text):
+    "Change one true code, and the scores of the places that are decided with it or before stay; some later ones move."
+    brain, codes = open_gates(brain), grids(4).flatten(1)
+    numbers, order = brain.decided, brain.order
+    with torch.no_grad():
+        before = scores(brain, codes, text)
+        for place in range(SIDE**2):
+            changed = codes.clone()
+            changed[:, order[place]] = (codes[:, order[place]] + 5) % K
+            moved = (scores(brain, changed, text) != before).any(-1).any(0)
+            end = next(end for end in numbers if end > place)
+            assert not moved[:end].any() and moved[end:].any() == (end < SIDE**2), place
+
+
+def test_probabilities_of_one_pass_sum_to_one(tokenizer, text):
+    "What training calls the loss is the negative logarithm of a probability: over all grids of 2 x 2 codes it adds up, and drawing follows it."
+    torch.manual_seed(0)
+    shape = PriorShape(codebook_size=3, side=2, vocab_size=len(tokenizer), max_length=16)
+    brain = BiHemisphericBrain(BrainConfig(width=32, heads=2, layers=3, bridge_ratio=1.0), shape).eval()
+    torch.nn.init.normal_(brain.code_head.weight, std=0.3)
+    every = torch.cartesian_prod(*[torch.arange(3)] * 4)                                             # (81, 4)
+    caption = Text(*(part[1:2].expand(81, -1) for part in text))
+    with torch.no_grad():
+        chance = scores(brain, every, caption).log_softmax(-1).gather(2, every[:, brain.order, None]).sum((1, 2)).exp()
+    assert chance.sum().item() == pytest.approx(1, abs=1e-4)
+    early = brain.order[:brain.decided[-2]]                        # the last layer takes the likeliest: count what is drawn
+    drawn = brain.generate(Text(*(part[1:2].expand(3000, -1) for part in text)), generators(*range(3000)), temperature=1.0).flatten(1)
+    expected, seen = torch.zeros(3 ** len(early)), torch.zeros(3 ** len(early))
+    base = 3 ** torch.arange(len(early))
+    expected.index_add_(0, every[:, early] @ base, chance)
+    seen.index_add_(0, drawn[:, early] @ base, torch.ones(3000))
+    assert (((seen - 3000 * expected) ** 2) / (3000 * expected)).sum() < 3 * len(seen) + 12, "a chi-square test"
+
+
+def test_one_pass_streams_what_is_decided(wavering, text):
+    rounds = list(wavering.stream(text, generators(0, 1, 2, 3)))
+    counts = [int((codes >= 0).sum()) for codes in rounds]
+    assert counts == [4 * number for number in wavering.decided if number]
+    for before, after in zip(rounds, rounds[1:]): assert after[before >= 0].equal(before[before >= 0])
+
+
+def test_one_pass_keeps_given_codes_and_heeds_them(wavering, text):
     given = torch.full((4, SIDE, SIDE), -1)
     given[:, :2] = grids(4, 3)[:, :2]
-    codes, free = brain.generate(text, generators(0, 1, 2, 3), given=given), brain.generate(text, generators(0, 1, 2, 3))
+    codes, free = wavering.generate(text, generators(0, 1, 2, 3), given=given), wavering.generate(text, generators(0, 1, 2, 3))
     assert codes[:, :2].equal(given[:, :2]) and not codes[:, 2:].equal(free[:, 2:])
 
 
 def test_hidden_are_the_places_that_the_sampler_decides_last():
     torch.manual_seed(0)
-    hidden, counts = hidden_positions(torch.zeros(3000, 16)), set()
+    hidden, counts = hidden_positions(torch.zeros(3000, 16), 0.0), set()
     for row in hidden:
         order = halton_order(4)
         assert order[row].min() + row.sum() == 16, "the last of the order, without a gap"
         counts.add(int(row.sum()))
     assert counts == set(range(1, 17)) and hidden_positions(torch.zeros(5, 1)).all()
+    assert hidden_positions(torch.zeros(9, 16), 1.0).all()
+    assert 0.55 < hidden_positions(torch.zeros(3000, 16), 0.5).all(1).float().mean() < 0.67    # some are blank by chance
 
 
 # --- who may look at what ---
@@ -176,16 +257,16 @@ def padded(text, ids, count):
 def test_padding_never_changes_results(brain, text, count):
     open_gates(brain)
     codes, length = grids(4).flatten(1), text.input_ids.shape[1]
-    canvas = torch.where(torch.rand(codes.shape, generator=torch.Generator().manual_seed(0)) < 0.5, brain.mask_id, codes)
+    hidden = torch.rand(codes.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     real = text.attention_mask
     assert not real.all(), "some captions must be shorter than others"
-    drawn, read = brain.draw(canvas, text), brain.read(codes, text)
+    drawn, read = scores(brain, codes, text, hidden), brain.read(codes, text)
     for ids in (PAD, EOS, 7):
         longer = padded(text, ids, min(count, 16 - length))
-        torch.testing.assert_close(brain.draw(canvas, longer), drawn, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(scores(brain, codes, longer, hidden), drawn, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(brain.read(codes, longer)[:, :length][real], read[real], rtol=1e-4, atol=1e-5)
     other = Text(torch.where(real, text.input_ids, 9), real)   # other tokens under the padding
-    assert brain.draw(canvas, other).equal(drawn) and brain.read(codes, other)[real].equal(read[real])
+    assert scores(brain, codes, other, hidden).equal(drawn) and brain.read(codes, other)[real].equal(read[real])
 
 
 def test_padding_gets_no_gradient(brain, text):
@@ -196,7 +277,7 @@ def test_padding_gets_no_gradient(brain, text):
         output.retain_grad()
         heard.append(output)
     hook = brain.words.tokens.register_forward_hook(listen)
-    brain.draw(grids(4).flatten(1), text).square().sum().backward()
+    scores(brain, grids(4).flatten(1), text).square().sum().backward()
     hook.remove()
     gradient = heard[0].grad.abs().sum(-1)
     assert gradient[~text.attention_mask].eq(0).all() and gradient[text.attention_mask].gt(0).all()
@@ -221,8 +302,8 @@ def test_later_words_do_not_change_earlier_scores(brain, text):
 def test_each_task_hears_the_other_side(brain, text):
     "The control: a caption changes what is drawn, a picture changes what is read."
     open_gates(brain)
-    canvas, swapped = torch.full((4, SIDE**2), brain.mask_id), Text(*(part.flip(0) for part in text))
-    assert not brain.draw(canvas, text).isclose(brain.draw(canvas, swapped), atol=1e-3).all()
+    codes, swapped = grids(4).flatten(1), Text(*(part.flip(0) for part in text))
+    assert not scores(brain, codes, text).isclose(scores(brain, codes, swapped), atol=1e-3).all()
     assert not brain.read(grids(4).flatten(1), text).isclose(brain.read(grids(4, 1).flatten(1), text), atol=1e-3).all()
 
 
@@ -230,8 +311,8 @@ def test_shut_gates_part_the_towers(brain, text):
     with torch.no_grad():
         for name, parameter in brain.named_parameters():
             if "gate" in name: parameter.zero_()
-    canvas, swapped = torch.full((4, SIDE**2), brain.mask_id), Text(*(part.flip(0) for part in text))
-    assert brain.draw(canvas, text).equal(brain.draw(canvas, swapped))
+    codes, swapped = grids(4).flatten(1), Text(*(part.flip(0) for part in text))
+    assert scores(brain, codes, text).equal(scores(brain, codes, swapped))
     assert brain.read(grids(4).flatten(1), text).equal(brain.read(grids(4, 1).flatten(1), text))
 
 
@@ -324,7 +405,8 @@ def test_stage_two_does_not_read(brain, text):
     assert all(parameter.grad is None or parameter.grad.eq(0).all() for parameter in brain.word_head.parameters())
 
 
-@pytest.mark.parametrize("stage", [DRAW, BOTH, StageConfig(caption_weight=1.0, caption_share=0.01)])
+@pytest.mark.parametrize("stage", [DRAW, BOTH, StageConfig(caption_weight=1.0, caption_share=0.01),
+                                   StageConfig(blank_share=0), StageConfig(blank_share=1)])
 def test_loss_is_finite_for_any_batch(brain, text, stage):
     "Even where the schedule hides next to nothing of a batch of one."
     for count in (1, 2, 4):
@@ -341,8 +423,9 @@ def test_loss_where_nothing_happens_to_be_hidden(tokenizer, text):
     brain = BiHemisphericBrain(BrainConfig(width=32, heads=2, layers=3), shape)
     for seed in range(50):
         torch.manual_seed(seed)
-        loss, metrics = brain.loss(torch.zeros(1, 1, 1, dtype=torch.int64), Text(*(part[:1] for part in text)))
-        assert loss.isfinite() and metrics["accuracy"].isfinite(), seed
+        for share in (0, 1):
+            stage = StageConfig(blank_share=share)
+            assert brain.loss(torch.zeros(1, 1, 1, dtype=torch.int64), Text(*(part[:1] for part in text)), stage)[0].isfinite(), seed
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -251,14 +251,14 @@ def test_fresh_starts_over(tmp_path):
     assert all(value.equal(saved[name]) for name, value in first.state_dict().items())
 
 
-@pytest.mark.parametrize("lost", [["listen"], ["latent", "listen"], ["stage2", "latent", "listen"], ["stage1", "stage2", "latent", "listen"]], ids="-".join)
+@pytest.mark.parametrize("lost", [["stage2"], ["stage1", "stage2"]], ids="-".join)
 def test_curriculum_resumes_in_the_stage_it_was_in(whole_run, tmp_path, lost):
     "What an interruption before the stages in `lost` would have left ends in the weights of a run in one go."
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
     for stage in lost: shutil.rmtree(run / "cftn-v2/state" / stage)
     _, histories = train_prior_in("cftn-v2", CONFIG, run)
     assert weights(run / "cftn-v2") == weights(whole_run / "cftn-v2")
-    assert {name: history[-1]["step"] for name, history in histories.items()} == {"stage1": 4, "stage2": 3, "latent": 3, "listen": 3}
+    assert {name: history[-1]["step"] for name, history in histories.items()} == {"stage1": 4, "stage2": 3}
 
 
 def test_finished_run_stays_as_it_is(whole_run, tmp_path):

@@ -32,9 +32,7 @@ TREE = {
        for name, optimizer in {"lstm": "adamw", "transformer": "adamw", "cftn": "muon"}.items()},
     "cftn_v2": {"model": {"width": 16, "heads": 2, "layers": 3},
                 "stage1": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "caption_weight": 0.2},
-                "stage2": {"steps": 3, "batch_size": 8, "warmup_steps": 1},
-                "latent": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "caption_weight": 0.2},
-                "listen": {"steps": 3, "batch_size": 8, "warmup_steps": 1, "listening_weight": 0.5}},
+                "stage2": {"steps": 3, "batch_size": 8, "warmup_steps": 1}},
 }
 CONFIG = parse_config(TREE)
 VQGEN = shutil.which("vqgen", path=str(Path(sys.executable).parent)) or shutil.which("vqgen")

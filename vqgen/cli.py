@@ -26,7 +26,7 @@ FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over instead o
 
 # %% ../nbs/42_cli.ipynb #e5eab164
 TRAIN_SECTIONS = {"vqvae": ["vqvae.train"], "lstm": ["lstm.train"], "transformer": ["transformer.train"], "cftn": ["cftn.train"],
-                  "cftn-v2": ["cftn_v2.stage1", "cftn_v2.stage2", "cftn_v2.latent", "cftn_v2.listen"]}
+                  "cftn-v2": ["cftn_v2.stage1", "cftn_v2.stage2"]}
 
 def parse_overrides(arguments, model=None):
     "The arguments `--a.b value` or `--a.b=value` as `{'a.b': 'value'}`; `--train.x` is spelled out for `model`."

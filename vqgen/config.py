@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VQGenError', 'Section', 'DataConfig', 'VQVAEConfig', 'TextConfig', 'PriorConfig', 'LSTMConfig', 'TransformerConfig',
-           'CFTNConfig', 'BrainConfig', 'PriorShape', 'TrainConfig', 'StageConfig', 'LatentConfig', 'TrackingConfig',
-           'VQVAESection', 'LSTMSection', 'TransformerSection', 'CFTNSection', 'BrainSection', 'Config',
-           'parse_section', 'parse_config', 'preset_names', 'load_config', 'dump_config']
+           'CFTNConfig', 'BrainConfig', 'PriorShape', 'TrainConfig', 'StageConfig', 'TrackingConfig', 'VQVAESection',
+           'LSTMSection', 'TransformerSection', 'CFTNSection', 'BrainSection', 'Config', 'parse_section',
+           'parse_config', 'preset_names', 'load_config', 'dump_config']
 
 # %% ../nbs/00_config.ipynb #e42d3142
 import difflib
@@ -109,7 +109,6 @@ class BrainConfig(PriorConfig):
     "The shape of CFTN v2, the `BiHemisphericBrain`; `layers` is that of each tower."
     bridge_ratio: float = Field(1 / 3, gt=0, le=1)    # the share of layers, in the middle, that are joined by bridges
     mlp_ratio: float = Field(4.0, gt=0)
-    latent_dim: int = Field(32, ge=1)                 # of the latent, random numbers that decide what a caption leaves open
 
 # %% ../nbs/00_config.ipynb #94979c2c
 class PriorShape(Section):
@@ -148,17 +147,8 @@ class StageConfig(TrainConfig):
     generation_weight: float = Field(1.0, ge=0)
     caption_weight: float = Field(0.0, ge=0)
     caption_share: float = Field(0.25, gt=0, le=1)   # of the batch is captioned: reading costs as much as drawing
+    blank_share: float = Field(0.5, ge=0, le=1)      # of the batch is drawn from nothing, the rest from a part of the codes
     gate_learning_rate: float | None = Field(None, gt=0)   # of the bridges' gates; by default as the rest
-
-# %% ../nbs/00_config.ipynb #645f7adf
-class LatentConfig(StageConfig):
-    "A stage that trains one-shot generation from a latent, while drawing and captioning are rehearsed on a part of the batch."
-    generation_weight: float = Field(0.25, ge=0)       # of the drawing that is rehearsed
-    rehearsal_share: float = Field(0.125, gt=0, le=1)  # of the batch
-    caption_share: float = Field(1.0, gt=0, le=1)      # of the rehearsal
-    free_nats: float = Field(12.0, ge=0)        # so much may the latent tell of a picture; what it tells beyond costs as in a VAE
-    listening_weight: float = Field(0.0, ge=0)  # of the corrections by the teacher, the brain before these stages
-    teacher_temperature: float = Field(0.5, gt=0)
 
 # %% ../nbs/00_config.ipynb #2bfd1e34
 class TrackingConfig(Section):
@@ -189,12 +179,10 @@ class CFTNSection(Section):
     train: TrainConfig = TrainConfig()
 
 class BrainSection(Section):
-    "CFTN v2: its shape, the two stages of its curriculum, and two more for one-shot generation."
+    "CFTN v2: its shape and the two stages of its curriculum."
     model: BrainConfig = BrainConfig()
     stage1: StageConfig = StageConfig(caption_weight=0.1)
     stage2: StageConfig = StageConfig()
-    latent: LatentConfig = LatentConfig(caption_weight=0.1)
-    listen: LatentConfig = LatentConfig(caption_weight=0.1, listening_weight=0.5)
 
 # %% ../nbs/00_config.ipynb #c0a5e003
 class Config(Section):

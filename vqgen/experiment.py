@@ -24,13 +24,12 @@ from .data import load_data
 from .devices import main_process_first
 from .judge import Judge, caption_accuracy
 from .metrics import AttributeOracle, codebook_usage, prompt_accuracy, train_oracle
-from .one_shot import train_one_shot
 from .pipeline import Pipeline
 from .priors.codes import CodedCaptions, encode_dataset
 from .priors.fit import PRIORS, new_prior, train_prior
 from .priors.text import load_encoder, load_tokenizer, new_tokenizer
 from .training import train
-from .viz import gallery, join_histories
+from .viz import gallery
 from .vqvae.model import VQVAE, psnr
 
 # %% ../nbs/39_experiment.ipynb #e399305e
@@ -119,8 +118,7 @@ def train_prior_in(name, config, run, fresh=False):
                  **({"encoder": fingerprint(encoder)} if encoder else {})}
         options = {"seed": config.seed, "tracking": config.tracking, "facts": facts, "sample": drawings(vqvae, validation)}
         if name != "cftn-v2": return prior, {name: train_prior(prior, data, validation, section.train, folder, stage=name, **options)}
-        histories = train_curriculum(prior, section, data, validation, folder, **options)
-        return prior, {**histories, **train_one_shot(prior, section, data, validation, folder, **options)}
+        return prior, train_curriculum(prior, section, data, validation, folder, **options)
 
 TRAINERS = {"vqvae": train_vqvae, **{name: partial(train_prior_in, name) for name in PRIORS}}   # what `vqgen train` can train
 
@@ -196,9 +194,8 @@ def draw_gallery(pipeline, data, validation, histories, line, seeds=4):
     rows = [(caption, pipeline.images([caption] * seeds, seed=0), heading) for heading, caption in gallery_captions(data, validation)]
     originals = validation.batch(range(12))
     with torch.no_grad(): copies = pipeline.vqvae.decode(pipeline.vqvae.encode(originals.to(pipeline.device))).cpu()
-    one_pass = join_histories(histories["latent"], histories["listen"])
     curves = [("VQ-VAE", histories["vqvae"], ["reconstruction"]), ("stage 1: draw and caption", histories["stage1"], ["drawing", "reading"]),
-              ("stage 2: draw", histories["stage2"], ["drawing"]), ("one pass: latent, then listening", one_pass, ["imagining"])]
+              ("stage 2: draw", histories["stage2"], ["drawing"])]
     return gallery(rows, (originals, copies), curves, "One forward pass from caption to picture", line)
 
 # %% ../nbs/39_experiment.ipynb #d53c9a4b
