@@ -261,6 +261,19 @@ def test_curriculum_resumes_in_the_stage_it_was_in(whole_run, tmp_path, lost):
     assert {name: history[-1]["step"] for name, history in histories.items()} == {"stage1": 4, "stage2": 3}
 
 
+def test_stage_two_without_stage_one_names_two_ways_out(whole_run, tmp_path):
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    shutil.rmtree(run / "cftn-v2")
+    said = refusal(train_prior_in, "cftn-v2", CONFIG, run, stage="stage2")
+    assert "leave out --stage" in said and "--fresh" in said
+    assert list(train_prior_in("cftn-v2", CONFIG, run, stage="stage1")[1]) == ["stage1"] and not (run / "cftn-v2/state/stage2").exists()
+    train_prior_in("cftn-v2", CONFIG, run, stage="stage2")
+    assert weights(run / "cftn-v2") == weights(whole_run / "cftn-v2"), "stage after stage is as both in one go"
+    _, alone = train_prior_in("cftn-v2", CONFIG, run, fresh=True, stage="stage2")
+    assert list(alone) == ["stage2"] and weights(run / "cftn-v2") != weights(whole_run / "cftn-v2")
+    assert list(train_prior_in("cftn-v2", CONFIG, run, stage="stage2")[1]) == ["stage2"], "what began alone goes on alone"
+
+
 def test_finished_run_stays_as_it_is(whole_run, tmp_path):
     "All commands once more: no file changes, the tokenizer's neither."
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))

@@ -49,12 +49,14 @@ def parse_overrides(arguments, model=None):
 @app.command(context_settings=OVERRIDES)
 def train(context: typer.Context, model: Annotated[Literal["vqvae", "lstm", "transformer", "cftn", "cftn-v2"], typer.Argument(help="What to train; the VQ-VAE comes first.")],
           config: ConfigOption = "avatars", run: Annotated[Optional[Path], typer.Option(help="The run folder; runs/<name> by default.")] = None,
-          fresh: FreshOption = False):
+          fresh: FreshOption = False,
+          stage: Annotated[Optional[Literal["stage1", "stage2"]], typer.Option(help="Of cftn-v2: this stage alone.")] = None):
     "Train one model; any key of the config can follow as --section.key value (--train.batch_size 8)."
     settings = load_config(config, parse_overrides(context.args, model))
     from vqgen.experiment import TRAINERS
     run = run or Path("runs") / settings.name
-    TRAINERS[model](settings, run, fresh)
+    if stage and model != "cftn-v2": raise VQGenError(f"--stage is for cftn-v2, whose training has two: leave it out for {model}")
+    TRAINERS[model](settings, run, fresh, **({"stage": stage} if stage else {}))
     print(f"saved in {run / model}")
 
 # %% ../nbs/42_cli.ipynb #8dbeb018

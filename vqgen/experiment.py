@@ -105,8 +105,8 @@ def drawings(vqvae, data, count=8):
     return sample
 
 # %% ../nbs/39_experiment.ipynb #39000002
-def train_prior_in(name, config, run, fresh=False):
-    "Train the prior `name` (of `PRIORS`) of `config` in run folder `run`, on the codes of the VQ-VAE there; returns it and its histories by stage."
+def train_prior_in(name, config, run, fresh=False, stage=None):
+    "Train the prior `name` (of `PRIORS`) of `config` in run folder `run`, on the codes of the VQ-VAE there, or one `stage` of CFTN v2 alone; returns it and its histories by stage."
     vqvae, section = open_vqvae(config, run), getattr(config, name.replace("-", "_"))
     with open_folder(config, run, name, fresh) as folder:
         splits = load_splits(config)
@@ -118,7 +118,7 @@ def train_prior_in(name, config, run, fresh=False):
                  **({"encoder": fingerprint(encoder)} if encoder else {})}
         options = {"seed": config.seed, "tracking": config.tracking, "facts": facts, "sample": drawings(vqvae, validation)}
         if name != "cftn-v2": return prior, {name: train_prior(prior, data, validation, section.train, folder, stage=name, **options)}
-        return prior, train_curriculum(prior, section, data, validation, folder, **options)
+        return prior, train_curriculum(prior, section, data, validation, folder, only=stage, from_scratch=fresh, **options)
 
 TRAINERS = {"vqvae": train_vqvae, **{name: partial(train_prior_in, name) for name in PRIORS}}   # what `vqgen train` can train
 
