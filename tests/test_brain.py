@@ -50,7 +50,7 @@ def scores(brain, codes, text, hidden=None):
     def decide(score, places):
         found.append(score)
         return codes[:, places]
-    brain.draw(canvas, text, decide)
+    brain.pass_over(canvas, text, decide)
     return torch.cat(found, 1)
 
 
@@ -99,7 +99,7 @@ def test_mask_is_never_emitted(tokenizer, text, damage):
     for steps in (1, 2, 5, SIDE**2, SIDE**2 + 4):
         for temperature in (0.0, 1.0, 1e4):
             for options in ({}, {"guidance_scale": 5.0}):
-                codes = brain.generate(text, generators(0, 1, 2, 3), steps, temperature, **options)
+                codes = brain.generate(text, generators(0, 1, 2, 3), steps=steps, temperature=temperature, **options)
                 assert codes.shape == (4, SIDE, SIDE) and codes.dtype == torch.int64
                 assert 0 <= codes.min() and codes.max() < K, (steps, temperature, options)
 
@@ -112,12 +112,12 @@ def test_no_head_can_score_mask(brain, text):
 
 def test_all_randomness_is_in_the_generators(wavering, text):
     torch.manual_seed(1)
-    first = wavering.generate(text, generators(0, 1, 2, 3), 3, 1.0)
+    first = wavering.generate(text, generators(0, 1, 2, 3), steps=3, temperature=1.0)
     state = torch.random.get_rng_state()
     torch.manual_seed(2)
-    assert first.equal(wavering.generate(text, generators(0, 1, 2, 3), 3, 1.0))
+    assert first.equal(wavering.generate(text, generators(0, 1, 2, 3), steps=3, temperature=1.0))
     torch.random.set_rng_state(state)
-    wavering.generate(text, generators(0, 1, 2, 3), 3, 1.0)
+    wavering.generate(text, generators(0, 1, 2, 3), steps=3, temperature=1.0)
     assert state.equal(torch.random.get_rng_state()), "drawing moved the global random state"
 
 

@@ -17,7 +17,7 @@ from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.codes import CodedCaptions
 from vqgen.priors.text import (Text, blank_captions, cached_features, check_features, check_tokenizer, drop_captions, encode_rows,
                                load_encoder, load_tokenizer, new_tokenizer, pretrained_tokenizer, text_shape, token_ids, tokenize)
-from vqgen.sampling import ask, with_empty
+from vqgen.sampling import steer
 from vqgen.devices import to_device
 from vqgen.vqvae.model import VQVAE
 
@@ -82,6 +82,12 @@ def new(tokenizer, encoder=None, **changes):
     return BiHemisphericBrain(config, PriorShape(codebook_size=K, side=SIDE, **text_shape(tokenizer, encoder))).eval()
 
 
+def scores(brain, text, codes=None):
+    "Scores (B, N, K) of a pass over a blank canvas that decides `codes` (B, h, w), in the order of deciding."
+    codes = (grids(len(text.input_ids)) if codes is None else codes).flatten(1)
+    return brain.ask(codes, text, torch.ones_like(codes, dtype=torch.bool))[0].unflatten(0, codes.shape)
+
+
 def grids(count): return torch.randint(K, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
 
 
@@ -114,8 +120,8 @@ def test_empty_caption_is_what_the_tokenizer_makes_of_it(name, tmp_path):
     blank = blank_captions(text, torch.tensor([True, False, True, False]))
     for i in (0, 2): assert blank.input_ids[i, blank.attention_mask[i]].equal(empty.input_ids[0])
     for i in (1, 3): assert blank.input_ids[i].equal(text.input_ids[i]) and blank.attention_mask[i].equal(text.attention_mask[i])
-    brain, canvas = new(tokenizer), torch.full((4, SIDE**2), K)
-    torch.testing.assert_close(brain.draw(canvas, drop_captions(text, 1.0)), brain.draw(canvas, tokenize(tokenizer, [""] * 4)), rtol=1e-4, atol=1e-5)
+    brain = new(tokenizer)
+    torch.testing.assert_close(scores(brain, drop_captions(text, 1.0)), scores(brain, tokenize(tokenizer, [""] * 4)), rtol=1e-4, atol=1e-5)
 
 
 @family
@@ -158,14 +164,14 @@ def test_brain_speaks_with_any_tokenizer(name, tmp_path):
 @family
 def test_padding_never_changes_what_a_prior_reads(name, tmp_path):
     tokenizer = pretrained_tokenizer(save_tokenizer(name, tmp_path), 16)
-    brain, text, canvas = new(tokenizer), tokenize(tokenizer, CAPTIONS), torch.full((4, SIDE**2), K)
+    brain, text = new(tokenizer), tokenize(tokenizer, CAPTIONS)
     other = Text(torch.where(text.attention_mask, text.input_ids, 7), text.attention_mask)
-    assert brain.draw(canvas, text).equal(brain.draw(canvas, other))
+    assert scores(brain, text).equal(scores(brain, other))
     reading = [brain._reading(grids(4).flatten(1), *part).item() for part in (text, other)]
     assert reading[0] == reading[1], "nor what it must foretell"
     for i in range(4):
-        alone = brain.draw(canvas[:1], tokenize(tokenizer, CAPTIONS[i:i + 1]))[0]
-        torch.testing.assert_close(brain.draw(canvas, text)[i], alone, rtol=1e-4, atol=1e-5)
+        alone = scores(brain, tokenize(tokenizer, CAPTIONS[i:i + 1]), grids(4)[i:i + 1])[0]
+        torch.testing.assert_close(scores(brain, text)[i], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_text_moves_as_a_whole(bert):
@@ -259,19 +265,20 @@ def test_interrupted_encoding_of_captions_continues(bert):
 
 def test_prior_reads_features(bert):
     tokenizer, encoder, _ = bert
-    brain, text, canvas = new(tokenizer, encoder), tokenize(tokenizer, CAPTIONS, encoder), torch.full((4, SIDE**2), K)
-    drawn = brain.draw(canvas, text)
+    brain, text = new(tokenizer, encoder), tokenize(tokenizer, CAPTIONS, encoder)
+    drawn = scores(brain, text)
     other_ids = Text(text.input_ids.flip(0), text.attention_mask, text.features, text.blank)
-    assert brain.draw(canvas, other_ids).equal(drawn), "what it draws from are the features"
+    assert scores(brain, other_ids).equal(drawn), "what it draws from are the features"
     other = Text(text.input_ids, text.attention_mask, text.features + 1 - 2 * torch.rand_like(text.features), text.blank)
-    assert not brain.draw(canvas, other).isclose(drawn, atol=1e-3).all()
+    assert not scores(brain, other).isclose(drawn, atol=1e-3).all()
     noisy = torch.where(text.attention_mask[..., None], text.features, 9.0)
-    assert brain.draw(canvas, Text(text.input_ids, text.attention_mask, noisy)).equal(drawn), "and padding has none"
-    unconditional = brain.draw(canvas, tokenize(tokenizer, [""] * 4, encoder))
-    torch.testing.assert_close(brain.draw(canvas, drop_captions(text, 1.0)), unconditional, rtol=1e-4, atol=1e-5)
-    guided = ask(brain, canvas, brain.start(with_empty(text)), torch.tensor(3.0))
-    torch.testing.assert_close(guided, unconditional + 3 * (drawn - unconditional), rtol=1e-3, atol=1e-4)
-    assert brain.generate(text, generators(4), 2, guidance_scale=2.0).shape == (4, SIDE, SIDE)
+    assert scores(brain, Text(text.input_ids, text.attention_mask, noisy)).equal(drawn), "and padding has none"
+    unconditional = scores(brain, tokenize(tokenizer, [""] * 4, encoder))
+    torch.testing.assert_close(scores(brain, drop_captions(text, 1.0)), unconditional, rtol=1e-4, atol=1e-5)
+    guided = brain.generate(text, generators(4), temperature=0.0, guidance_scale=3.0)
+    both = (scores(brain, some, guided) for some in (text, tokenize(tokenizer, [""] * 4, encoder)))
+    assert steer(torch.cat(list(both)), 3.0).argmax(-1).equal(guided.flatten(1)[:, brain.order])
+    assert brain.generate(text, generators(4), steps=2, guidance_scale=2.0).shape == (4, SIDE, SIDE)
 
 
 def test_writing_does_not_read_features(bert):
@@ -308,9 +315,9 @@ def refusal(call, *arguments, **options):
 
 def test_missing_features_are_refused(bert):
     tokenizer, encoder, _ = bert
-    with_features, without, canvas = tokenize(tokenizer, CAPTIONS, encoder), tokenize(tokenizer, CAPTIONS), torch.full((4, SIDE**2), K)
+    with_features, without = tokenize(tokenizer, CAPTIONS, encoder), tokenize(tokenizer, CAPTIONS)
     assert "16" in refusal(new(tokenizer, encoder).generate, without, generators(4))
-    assert "text.encoder" in refusal(new(tokenizer).draw, canvas, with_features)
+    assert "text.encoder" in refusal(scores, new(tokenizer), with_features)
     narrow = Text(with_features.input_ids, with_features.attention_mask, with_features.features[..., :8])
     assert all(part in refusal(check_features, narrow, new(tokenizer, encoder).shape) for part in ("16", "8"))
 

@@ -272,6 +272,9 @@ def test_stage_two_without_stage_one_names_two_ways_out(whole_run, tmp_path):
     _, alone = train_prior_in("cftn-v2", CONFIG, run, fresh=True, stage="stage2")
     assert list(alone) == ["stage2"] and weights(run / "cftn-v2") != weights(whole_run / "cftn-v2")
     assert list(train_prior_in("cftn-v2", CONFIG, run, stage="stage2")[1]) == ["stage2"], "what began alone goes on alone"
+    before = weights(run / "cftn-v2")
+    for stage in (None, "stage1"): assert "trained alone" in refusal(train_prior_in, "cftn-v2", CONFIG, run, stage=stage)
+    assert weights(run / "cftn-v2") == before
 
 
 def test_finished_run_stays_as_it_is(whole_run, tmp_path):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FILES', 'FREE_SETTINGS', 'explain_faults', 'write_atomically', 'hidden_name', 'save_model', 'sections',
-           'read_description', 'load_model', 'fingerprint', 'new_checkpoint', 'save_state', 'checkpoints', 'has_begun',
-           'load_state', 'newest_state', 'prune_checkpoints', 'clear_scraps', 'lock_folder', 'empty_folder',
-           'differences', 'restore_parts']
+           'read_description', 'load_model', 'fingerprint', 'new_checkpoint', 'save_state', 'checkpoints', 'last_step',
+           'has_begun', 'load_state', 'newest_state', 'prune_checkpoints', 'clear_scraps', 'lock_folder',
+           'empty_folder', 'differences', 'restore_parts']
 
 # %% ../nbs/02a_checkpoints.ipynb #f3cf470c
 import contextlib
@@ -144,6 +144,10 @@ def save_state(path, state):
 def checkpoints(folder):
     "The checkpoints in `folder`, oldest first, damaged ones too."
     return sorted(Path(folder).glob("step-*"))
+
+def last_step(folder):
+    "The step of the newest checkpoint in `folder`, 0 where there is none."
+    return max((int(path.name.removeprefix("step-")) for path in checkpoints(folder)), default=0)
 
 def has_begun(folder):
     "Whether a training in `folder` has saved a checkpoint, of any stage."

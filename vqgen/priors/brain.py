@@ -47,7 +47,8 @@ class CallosalLayer(nn.Module):
 
 # %% ../../nbs/26_priors.brain.ipynb #26000012
 def decided_by(layers, first, count):
-    "How many of `count` codes are decided before each of `layers`, and after the last: none up to the layer `first`, half of them at the last."
+    """How many of `count` codes are decided before each of `layers`, and after the last: none up to the layer `first`, then each
+    time more, at least one; about half of them are left to the last, where there are not too many layers for that."""
     deciding = layers - 1 - first
     numbers = [min(count, max(i, round(count / 2 * (i / deciding) ** 2))) for i in range(1, deciding + 1)]
     return [0] * (first + 1) + numbers + [count]
@@ -71,8 +72,8 @@ class Hemispheres(nn.Module):
         self.decided = decided_by(layers, self.first_bridge, shape.side ** 2)
         self.register_buffer("order", halton_order(shape.side).argsort(), persistent=False)           # the places, in the order of deciding
 
-    def draw(self, canvas, text, decide):
-        """Draw on `canvas` (B, N), which holds codes and `mask_id`, having heard `text`: one pass, in which each layer may decide some places.
+    def pass_over(self, canvas, text, decide):
+        """One pass over `canvas` (B, N), which holds codes and `mask_id`, that hears `text` and decides on the way.
 
         `decide(scores, places)` takes scores (B, n, K) and places (n,), and returns the codes (B, n) that are to stand there.
         """
@@ -145,7 +146,7 @@ class LearningBrain(ReadingHemispheres):
         def decide(score, places):
             scores.append(score.float())
             return codes[:, places]
-        self.draw(codes.masked_fill(hidden, self.mask_id), text, decide)
+        self.pass_over(codes.masked_fill(hidden, self.mask_id), text, decide)
         asked = hidden[:, self.order]
         return torch.cat(scores, 1)[asked], codes[:, self.order][asked]
 
@@ -202,13 +203,13 @@ class BiHemisphericBrain(Generation, DescribingBrain):
             known = given[:, places]                                                                 # (B, n)
             progress = ((codes >= 0).sum(1) + (known < 0).sum(1)) / codes.shape[1]                   # (B,)
             if guided: scores = steer(scores, guidance_at(progress, options.guidance_scale, options.guidance_schedule)[:, None, None])
-            temperature = 0 if places[-1] == self.order[-1] else options.temperature
+            temperature = 0 if rounds and places[-1] == self.order[-1] else options.temperature      # the last round
             choice = draw(scores.float(), generators, temperature, options.top_k, options.top_p)     # (B, n)
             codes[:, places] = torch.where(known < 0, choice, known)
             rounds.append(codes.clone())
             return codes[:, places].repeat(1 + guided, 1)
         canvas = given.masked_fill(given < 0, self.mask_id).repeat(1 + guided, 1)
-        self.draw(canvas, trim(with_empty(text) if guided else text), decide)
+        self.pass_over(canvas, trim(with_empty(text) if guided else text), decide)
         return rounds
 
     def several_passes(self, text, generators, given, options):
@@ -218,10 +219,3 @@ class BiHemisphericBrain(Generation, DescribingBrain):
             left = int(count * hidden_share(torch.tensor(step / options.steps, dtype=torch.float64)) + 1e-6)
             given = torch.where(rank < count - left, self.one_pass(text, generators, given, options)[-1], given)
             yield given
-
-    def generate(self, text, generators, steps=1, temperature=0.5, guidance_scale=1.0, **options):
-        """Codes (B, h, w) for `text`, one `torch.Generator` a picture; in one forward pass where `steps` is 1.
-
-        `guidance_scale` above 1 doubles the work (arXiv 2207.12598). `options` and errors as for `stream`.
-        """
-        return super().generate(text, generators, steps=steps, temperature=temperature, guidance_scale=guidance_scale, **options)
