@@ -170,8 +170,8 @@ def masked(prior, text, generators, given, options):
 
 # %% ../nbs/22a_sampling.ipynb #6c93d194
 class Generation:
-    """What all priors share. A prior brings `loop` (`in_order` or `masked`), `defaults` (a `Sampling` section), `config`,
-    `shape`, `start` and `step`."""
+    """What all priors share. A prior brings `loop` (`in_order`, `masked` or its own), `defaults` (a `Sampling`
+    section), `config` and `shape`; for the first two loops `start` and `step`, too."""
     def stream(self, text, generators, given=None, **options):
         """An iterator over the codes (B, h, w) of a generation, -1 where undecided; one `torch.Generator` a picture.
 

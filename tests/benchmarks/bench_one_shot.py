@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_one_shot.py [--run runs/demo] [--json FILE] [--captions 60] [--pictures 16]
 
 The run must hold a VQ-VAE and all four priors, as these commands leave them:
-The naive way, nothing decided on the way, is "CFTN, 1 steps". `vqgen demo`, then `vqgen train NAME --config avatars --run runs/demo` for lstm, transformer and cftn.
+`vqgen demo`, then `vqgen train NAME --config avatars --run runs/demo` for lstm, transformer and cftn.
+The naive one pass, in which nothing is decided on the way, is the row of CFTN with one step.
 """
 import argparse
 import json
