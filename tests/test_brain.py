@@ -1,4 +1,5 @@
 "CFTN v2: no code that is none, no look at what should be hidden, and the same picture from the same seed."
+import numpy as np
 import pytest
 import torch
 from tiny import one_sentence
@@ -6,7 +7,8 @@ from tiny import one_sentence
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
 from vqgen.priors.fit import new_prior
 from vqgen.priors.blocks import Cache
-from vqgen.priors.brain import BiHemisphericBrain, decided_by, hidden_positions
+from vqgen.checkpoints import load_model, save_model
+from vqgen.priors.brain import BiHemisphericBrain, decided_by, hidden_positions, least_known_first
 from vqgen.priors.text import BOS, EOS, PAD, Text, tokenize, train_tokenizer
 from vqgen.sampling import halton_order
 from vqgen.vqvae.model import VQVAE
@@ -227,14 +229,44 @@ def test_one_pass_keeps_given_codes_and_heeds_them(wavering, text):
 
 def test_hidden_are_the_places_that_the_sampler_decides_last():
     torch.manual_seed(0)
-    hidden, counts = hidden_positions(torch.zeros(3000, 16), 0.0), set()
-    for row in hidden:
-        order = halton_order(4)
-        assert order[row].min() + row.sum() == 16, "the last of the order, without a gap"
+    order = torch.randperm(16)
+    hidden, counts = hidden_positions(torch.zeros(3000, 16), order, 0.0), set()
+    for row in hidden[:, order]:                                   # in the order of deciding
+        assert row[16 - row.sum():].all(), "the last of the order, without a gap"
         counts.add(int(row.sum()))
-    assert counts == set(range(1, 17)) and hidden_positions(torch.zeros(5, 1)).all()
-    assert hidden_positions(torch.zeros(9, 16), 1.0).all()
-    assert 0.55 < hidden_positions(torch.zeros(3000, 16), 0.5).all(1).float().mean() < 0.67    # some are blank by chance
+    assert counts == set(range(1, 17)) and hidden_positions(torch.zeros(5, 1), torch.zeros(1)).all()
+    assert hidden_positions(torch.zeros(9, 16), order, 1.0).all()
+    assert 0.55 < hidden_positions(torch.zeros(3000, 16), order, 0.5).all(1).float().mean() < 0.67    # some are blank by chance
+
+
+# --- the order ---
+
+def test_what_follows_from_the_others_comes_last():
+    "Four places are open; the others copy one of them, or follow from two of them together."
+    rng = np.random.default_rng(0)
+    first, second, third, fourth = (rng.integers(0, size, 4000) for size in (9, 7, 5, 3))
+    codes = np.stack([first, first, (first + second) % 9, second, third, third, fourth, (third + fourth) % 5, np.zeros(4000, int)], 1)
+    order = least_known_first(codes.reshape(-1, 3, 3)).tolist()
+    assert sorted(order) == list(range(9)) and order[-1] == 8, "what is always the same tells nothing"
+    early = set(order[:4])
+    assert len(early & {0, 1, 2, 3}) == 2 and len(early & {4, 5, 6, 7}) == 2, order
+    assert not early >= {0, 1} and not early >= {4, 5}, "a copy is not open"
+
+
+def test_order_of_few_pictures_and_of_many_counts_each_place_once():
+    codes = np.random.default_rng(0).integers(0, 300, (40, 5, 5)).astype(np.uint16)
+    for some in (codes, codes[:1], codes[:2]): assert sorted(least_known_first(some).tolist()) == list(range(25))
+    assert least_known_first(codes).equal(least_known_first(codes)), "the same pictures, the same order"
+    assert least_known_first(codes, samples=10).equal(least_known_first(codes, samples=10))
+
+
+def test_new_brain_takes_its_order_from_the_codes_and_keeps_it(tokenizer, tmp_path):
+    vqvae = VQVAE(VQVAEConfig(hidden_channels=8, residual_channels=4, codebook_size=K, code_dim=4)).eval()
+    codes = grids(50).numpy()
+    brain = new_prior("cftn-v2", BrainConfig(width=32, heads=2, layers=3), vqvae, tokenizer, 4 * SIDE, codes=codes)
+    assert brain.order.equal(least_known_first(codes)) and not brain.order.equal(halton_order(SIDE).argsort())
+    save_model(brain, tmp_path)
+    assert load_model(tmp_path, BiHemisphericBrain).order.equal(brain.order)
 
 
 # --- who may look at what ---

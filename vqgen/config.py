@@ -147,7 +147,7 @@ class StageConfig(TrainConfig):
     generation_weight: float = Field(1.0, ge=0)
     caption_weight: float = Field(0.0, ge=0)
     caption_share: float = Field(0.25, gt=0, le=1)   # of the batch is captioned: reading costs as much as drawing
-    blank_share: float = Field(0.5, ge=0, le=1)      # of the batch is drawn from nothing, the rest from a part of the codes
+    blank_share: float = Field(0.75, ge=0, le=1)     # of the batch is drawn from nothing, the rest from a part of the codes
     gate_learning_rate: float | None = Field(None, gt=0)   # of the bridges' gates; by default as the rest
 
 # %% ../nbs/00_config.ipynb #2bfd1e34

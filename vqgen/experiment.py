@@ -113,7 +113,8 @@ def train_prior_in(name, config, run, fresh=False, stage=None):
         tokenizer = open_tokenizer(folder, splits[0].captions, config.text)
         encoder = load_encoder(config.text.encoder, tokenizer) if config.text.encoder else None
         data, validation = encode_splits(vqvae, splits, tokenizer, encoder)
-        prior = new_prior(name, section.model, vqvae, tokenizer, config.data.image_size, config.seed, encoder)
+        prior = new_prior(name, section.model, vqvae, tokenizer, config.data.image_size, config.seed, encoder,
+                          codes=None if has_begun(folder) else data.codes)
         facts = {"vqvae": fingerprint(vqvae), "data": splits[0].fingerprint, **{f"text.{key}": value for key, value in config.text},
                  **({"encoder": fingerprint(encoder)} if encoder else {})}
         options = {"seed": config.seed, "tracking": config.tracking, "facts": facts, "sample": drawings(vqvae, validation)}

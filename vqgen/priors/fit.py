@@ -9,7 +9,7 @@ __all__ = ['PRIORS', 'start_from_codebook', 'new_prior', 'train_prior']
 import torch
 
 from ..config import PriorShape, VQGenError
-from .brain import BiHemisphericBrain
+from .brain import BiHemisphericBrain, least_known_first
 from .cftn import CFTN
 from .codes import check_codes
 from .lstm import LSTMPrior
@@ -29,16 +29,18 @@ def start_from_codebook(prior, codebook):
     prior.codes.tokens.weight[:len(projected)] = 0.5 * projected
     prior.code_head.weight.copy_(0.02 * projected)
 
-def new_prior(name, config, vqvae, tokenizer, image_size, seed=0, encoder=None):
+def new_prior(name, config, vqvae, tokenizer, image_size, seed=0, encoder=None, codes=None):
     """A fresh prior `name` of `PRIORS` for the codes of `vqvae` and the words of `tokenizer`, or the features of `encoder`.
 
-    `config` is the section that describes its shape.
+    `config` is the section that describes its shape. With `codes` (M, h, w), those of the training set, a prior that decides
+    in an order of its own (CFTN v2) takes the places that are least known first.
     """
     torch.manual_seed(seed)
     shape = PriorShape(codebook_size=vqvae.config.codebook_size, side=vqvae.num_codes_per_side(image_size),
                        **text_shape(tokenizer, encoder))
     prior = PRIORS[name](config, shape)
     start_from_codebook(prior, vqvae.quantizer.codebook)
+    if codes is not None and hasattr(prior, "order"): prior.order.copy_(least_known_first(codes))
     return prior
 
 # %% ../../nbs/27_priors.fit.ipynb #27f00013
