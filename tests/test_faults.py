@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tiny import CONFIG, Stopping, contents, load_step, one_sentence, refusal, s
 
 from vqgen.checkpoints import CHECKPOINT_FILES, checkpoints, load_model, new_checkpoint, save_model, save_state, write_atomically
 from vqgen.config import VQGenError, VQVAEConfig
+from vqgen.devices import explain_crashes
 from vqgen.experiment import train_vqvae
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.vqvae.model import VQVAE
@@ -219,6 +221,18 @@ def test_worker_that_dies_ends_the_training_in_a_sentence(tmp_path):
     train_plain(tmp_path / "parts")
     train_plain(tmp_path / "whole")
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+class Unplugged(Stopping):
+    "Data whose connection breaks in the training process itself."
+    def __getitems__(self, indices): raise ConnectionResetError("Connection reset by peer")
+
+
+def test_connection_that_breaks_is_blamed_on_a_reading_process_only_where_there_is_one(tmp_path):
+    "The pipe of a worker that is killed breaks before its death is known; without workers it is the data's own connection."
+    with pytest.raises(ConnectionResetError): train_plain(tmp_path, lambda data: Unplugged(data, 6))
+    with pytest.raises(VQGenError, match="reads data died"), explain_crashes(SimpleNamespace(settings={"num_workers": 1}), None):
+        raise ConnectionResetError("Connection reset by peer")
 
 
 def test_full_disk_keeps_the_previous_checkpoint(tmp_path):

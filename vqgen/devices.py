@@ -10,6 +10,7 @@ __all__ = ['start_accelerator', 'without_gpu', 'in_any_process', 'to_device', 'm
 import contextlib
 import random
 import signal
+import time
 import warnings
 
 import numpy as np
@@ -67,15 +68,20 @@ def seed_all(seed):
 def explain_crashes(run, accelerator):
     "Say in one sentence what a full GPU, or the death of a process beside this one, means for the user."
     goes_on = "the same command goes on from the last checkpoint"
+    reader_died = f"a process that reads data died, perhaps for want of memory: try num_workers 0; {goes_on}"
     try: yield
     except VQGenError:
         run.check()
         raise
     except torch.cuda.OutOfMemoryError:
         raise VQGenError(f"the GPU's memory is full: raise gradient_accumulation_steps or lower batch_size; {goes_on}") from None
+    except ConnectionError:
+        if not run.settings["num_workers"]: raise
+        with contextlib.suppress(RuntimeError): time.sleep(1)   # its pipe broke; the signal of its death, which raises, is about to come
+        raise VQGenError(reader_died) from None
     except RuntimeError as fault:
         if "DataLoader worker" in str(fault):
-            raise VQGenError(f"a process that reads data died, perhaps for want of memory: try num_workers 0; {goes_on}") from None
+            raise VQGenError(reader_died) from None
         if accelerator.num_processes > 1 and (isinstance(fault, dist.DistError) or "onnection" in str(fault)):
             raise VQGenError(f"another process of this training died, so this one stops too; {goes_on}") from None
         raise
