@@ -150,14 +150,42 @@ def test_every_code_is_decided_once_and_none_before_words_are_heard(layers, firs
 
 
 def test_one_pass_is_one_pass(wavering, text):
-    "Each layer of the image tower runs once, with every caption, guided or not."
+    "Each layer of the image tower runs once, with every caption, guided or not; from a blank canvas those that come before the captions only once for all."
+    wavering.kept = None, None
     runs = []
     hooks = [block.register_forward_hook(lambda *_, number=number: runs.append(number)) for number, block in enumerate(wavering.codes.blocks)]
-    for options in ({}, {"guidance_scale": 2.0}):
+    given = grids(4).masked_fill(torch.arange(SIDE) > 0, -1)
+    for options, wanted in ({}, [0, 1, 2]), ({"guidance_scale": 2.0}, [1, 2]), ({"given": given}, [0, 1, 2]):
         runs.clear()
         wavering.generate(text, generators(0, 1, 2, 3), **options)
-        assert runs == [0, 1, 2]
+        assert runs == wanted
     for hook in hooks: hook.remove()
+
+
+@pytest.mark.parametrize("change", ["a step of a training", "weights of another brain", "a buffer of weights swapped"])
+def test_what_is_kept_of_a_blank_canvas_goes_with_the_weights(tokenizer, text, change, tmp_path):
+    "After a change of weights a brain that has drawn before draws as one that has not."
+    brain = new(tokenizer)
+    before = brain.generate(text, generators(0, 1, 2, 3))
+    if change == "a step of a training": fit(brain, grids(32), Text(*(part.repeat(8, 1) for part in text)), 30, DRAW)
+    elif change == "weights of another brain": brain.load_state_dict(new(tokenizer, seed=1).state_dict())
+    else: brain.codes.blocks[0].mlp[0].weight.data = torch.randn_like(brain.codes.blocks[0].mlp[0].weight)
+    after = brain.generate(text, generators(0, 1, 2, 3))
+    save_model(brain, tmp_path)
+    assert after.equal(load_model(tmp_path, BiHemisphericBrain).generate(text, generators(0, 1, 2, 3)))
+    assert not after.equal(before)
+
+
+def test_a_blank_row_is_seen_as_alone(brain, text):
+    "Blank and other canvases in one batch, with and without gradients: each as if it were climbed alone."
+    canvas = grids(4).flatten(1)
+    canvas[[0, 2]] = brain.mask_id
+    alone = torch.cat([brain.climb(row[None]) for row in canvas])
+    together = brain.begin(canvas)
+    assert torch.allclose(together, alone, atol=1e-5)
+    found = [torch.autograd.grad(side.square().sum(), list(brain.codes.blocks[0].parameters()), retain_graph=True) for side in (together, alone)]
+    assert all(torch.allclose(*pair, rtol=1e-3, atol=1e-3) for pair in zip(*found))
+    with torch.inference_mode(): assert torch.allclose(brain.begin(canvas), alone, atol=1e-5)
 
 
 def test_one_pass_asks_as_it_was_trained(wavering, text):
