@@ -8,7 +8,7 @@ BIN := $(abspath $(VENV))/bin
 RUN := PATH="$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: help demo test lab export notebooks clean
+.PHONY: help demo test lab export notebooks trained clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -34,6 +34,10 @@ notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep wha
 	cd nbs && for name in $(NB); do $(RUN) TQDM_DISABLE=1 jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.timeout=-1 $$name.ipynb || exit 1; done
 	$(MAKE) export
+
+trained: $(VENV)/.dev  ## train the models that the package brings anew (about an hour), and put them there
+	for model in vqvae cftn-v2 transformer cftn lstm; do $(RUN) vqgen train $$model --config avatars-hour || exit 1; done
+	$(RUN) python tests/make_trained.py runs/avatars-hour
 
 clean:  ## remove the environment and what was built; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis _proc _docs

@@ -262,7 +262,7 @@ def test_hidden_are_the_places_that_the_sampler_decides_last():
     for row in hidden[:, order]:                                   # in the order of deciding
         assert row[16 - row.sum():].all(), "the last of the order, without a gap"
         counts.add(int(row.sum()))
-    assert counts == set(range(1, 17)) and hidden_positions(torch.zeros(5, 1), torch.zeros(1)).all()
+    assert counts == set(range(1, 17)) and hidden_positions(torch.zeros(5, 1), torch.zeros(1), 0.75).all()
     assert hidden_positions(torch.zeros(9, 16), order, 1.0).all()
     assert 0.55 < hidden_positions(torch.zeros(3000, 16), order, 0.5).all(1).float().mean() < 0.67    # some are blank by chance
 

@@ -10,15 +10,15 @@ from make_readme import ROOT
 
 
 @pytest.mark.parametrize("readme", [True, False], ids=["with README", "without README"])
-def test_build_holds_modules_and_presets(tmp_path, readme):
+def test_build_holds_modules_presets_and_weights(tmp_path, readme):
     tree, out = tmp_path / "tree", tmp_path / "out"
     shutil.copytree(ROOT / "vqgen", tree / "vqgen", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "settings.ini", "LICENSE") + ("README.md",) * readme: shutil.copy(ROOT / name, tree)
     subprocess.run([sys.executable, "setup.py", "-q", "build", "--build-base", out], cwd=tree, check=True, capture_output=True)
 
-    def names(root): return sorted(str(path.relative_to(root)) for path in (root / "vqgen").rglob("*") if path.suffix in (".py", ".yaml"))
+    def names(root): return sorted(str(path.relative_to(root)) for path in (root / "vqgen").rglob("*") if path.suffix in (".py", ".yaml", ".json", ".safetensors"))
     assert names(out / "lib") == names(ROOT)
-    assert "vqgen/configs/avatars.yaml" in names(out / "lib")
+    assert {"vqgen/configs/avatars.yaml", "vqgen/trained/avatars-hour/cftn-v2/model.safetensors"} <= {*names(out / "lib")}
 
 
 def test_command_and_python_version():

@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Text to image in one shot on discrete image tokens.")
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigOption = Annotated[str, typer.Option(help="A preset, or the path of a YAML file.")]
-RunOption = Annotated[Path, typer.Option(help="The run folder.")]
+RunOption = Annotated[Path, typer.Option(help="The run folder, or avatars-hour, which the package brings.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on with what is there.")]
 
 # %% ../nbs/42_cli.ipynb #e5eab164
@@ -88,7 +88,7 @@ def generate(captions: Annotated[list[str], typer.Argument(help="One caption or 
     asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance_scale": guidance_scale}
     images = pipeline.images([caption for caption in captions for _ in range(num_images)], seed,
                              **{name: value for name, value in asked.items() if value is not None})
-    out = out or run / "samples" / ("".join(c if c.isalnum() else "-" for c in captions[0])[:60] + ".png")
+    out = out or (run if run.is_dir() else Path("runs") / run) / "samples" / ("".join(c if c.isalnum() else "-" for c in captions[0])[:60] + ".png")
     save_picture(image_grid(images, columns=num_images, scale=max(1, 128 // images.shape[-1])), out)
 
 # %% ../nbs/42_cli.ipynb #42000001
@@ -131,8 +131,8 @@ def evaluate(run: RunOption = Path("runs/demo"),
     "Measure a trained run on held-out captions: reconstructions, codebook, time, distances; of avatars also prompt accuracy."
     if count < 2: raise VQGenError(f"--count must be at least 2, not {count}: distances are between sets of pictures")
     from vqgen import distances, experiment
-    from vqgen.pipeline import Pipeline
-    pipeline, config = Pipeline.from_pretrained(run, prior), load_config(run / "vqvae" / "config.yaml")
+    from vqgen.pipeline import Pipeline, find_run
+    pipeline, config = Pipeline.from_pretrained(run, prior), load_config(find_run(run) / "vqvae" / "config.yaml")
     data, validation = experiment.load_splits(config)
     spaces, notes = distances.open_spaces(pipeline.device)
     figures = experiment.measure(pipeline, data, validation, experiment.load_judge(run, data, validation, pipeline.vqvae), count)

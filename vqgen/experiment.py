@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINERS', 'open_folder', 'load_splits', 'reconstructions', 'train_vqvae', 'open_vqvae', 'open_tokenizer',
-           'encode_splits', 'drawings', 'train_prior_in', 'knows_attributes', 'load_judge', 'reconstruct', 'measure',
-           'summary', 'gallery_captions', 'draw_gallery', 'demo']
+           'encode_splits', 'drawings', 'train_prior_in', 'knows_attributes', 'load_oracle', 'load_judge',
+           'reconstruct', 'measure', 'summary', 'gallery_captions', 'draw_gallery', 'demo']
 
 # %% ../nbs/39_experiment.ipynb #9a134338
 import contextlib
@@ -24,7 +24,7 @@ from .data import load_data
 from .devices import main_process_first
 from .judge import Judge, caption_accuracy
 from .metrics import AttributeOracle, codebook_usage, prompt_accuracy, train_oracle
-from .pipeline import Pipeline
+from .pipeline import Pipeline, find_run
 from .priors.codes import CodedCaptions, encode_dataset
 from .priors.fit import PRIORS, new_prior, train_prior
 from .priors.text import load_encoder, load_tokenizer, new_tokenizer
@@ -128,14 +128,23 @@ def knows_attributes(data):
     "Whether the attributes of every picture are known, as those of the avatars are."
     return all(face.keys() >= ATTRIBUTES.keys() for face in data.attributes)
 
+def load_oracle(run, data, vqvae, steps=1500):
+    "The oracle of the run for the faces of `data`; trained now, if there is none that fits."
+    folder, attributes = find_run(run) / "oracle", {**ATTRIBUTES, **part_values()}
+    facts = {"data": data.fingerprint, "vqvae": fingerprint(vqvae), "named": len(attributes), "steps": steps}
+    found = read_description(folder) if (folder / "config.json").exists() else {}
+    changed = differences(found, facts)
+    if changed or found["step"] < steps:
+        if folder.parent != Path(run):
+            raise VQGenError(f"the oracle that the package brings with {run} knows other data: take those of {folder.parent}/vqvae/config.yaml")
+        if changed: empty_folder(folder)
+        train_oracle(data, attributes, folder, vqvae, steps=steps, facts=facts)
+    return load_model(folder, AttributeOracle)
+
 def load_judge(run, data, validation, vqvae):
     "The judge of the run, its oracle trained now if there is none; None for pictures without known attributes."
     if not knows_attributes(data): return None
-    folder, attributes = Path(run) / "oracle", {**ATTRIBUTES, **part_values()}
-    facts = {"data": data.fingerprint, "vqvae": fingerprint(vqvae), "named": len(attributes)}
-    if (folder / "config.json").exists() and differences(read_description(folder), facts): empty_folder(folder)
-    train_oracle(data, attributes, folder, vqvae, steps=800, facts=facts)
-    return Judge.from_reconstructions(load_model(folder, AttributeOracle), reconstruct(vqvae, validation))
+    return Judge.from_reconstructions(load_oracle(run, data, vqvae), reconstruct(vqvae, validation))
 
 @torch.no_grad()
 def reconstruct(vqvae, data):

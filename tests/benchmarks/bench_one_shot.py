@@ -1,9 +1,9 @@
 """One table: every prior of a run at 1, 4, 8 and 16 steps, on attribute combinations that no training has seen.
 
-    python tests/benchmarks/bench_one_shot.py [--run runs/demo] [--json FILE] [--captions 60] [--pictures 16]
+    python tests/benchmarks/bench_one_shot.py [--run avatars-hour] [--json FILE] [--captions 60] [--pictures 16]
 
-The run must hold a VQ-VAE and all four priors, as these commands leave them:
-`vqgen demo`, then `vqgen train NAME --config avatars --run runs/demo` for lstm, transformer and cftn.
+By default that is the run that comes with the package; `make trained` trains it anew. Another must hold a VQ-VAE and all four priors, as
+`vqgen train NAME --config avatars-hour --run RUN` leaves them for vqvae, lstm, transformer, cftn and cftn-v2.
 The naive one pass, in which nothing is decided on the way, is the row of CFTN with one step.
 """
 import argparse
@@ -17,7 +17,7 @@ from timing import medians
 from vqgen.config import load_config
 from vqgen.experiment import load_judge, load_splits, reconstruct
 from vqgen.judge import caption_accuracy, diversity
-from vqgen.pipeline import Pipeline
+from vqgen.pipeline import Pipeline, find_run
 from vqgen.priors.fit import PRIORS
 
 STEPS = (1, 4, 8, 16)
@@ -43,14 +43,14 @@ def measure(way, judge, captions, wanted, pictures, batch_size=96):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--run", default="avatars-hour")
     parser.add_argument("--json")
     parser.add_argument("--captions", type=int, default=60)
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=20)
     asked = parser.parse_args()
 
-    config = load_config(asked.run / "vqvae" / "config.yaml")
+    config = load_config(find_run(asked.run) / "vqvae" / "config.yaml")
     data, held_out = load_splits(config)
     pipes = {name: Pipeline.from_pretrained(asked.run, name, "cpu") for name in PRIORS}
     sizes = {name: sum(part.numel() for part in pipe.prior.parameters()) for name, pipe in pipes.items()}

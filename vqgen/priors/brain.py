@@ -173,7 +173,7 @@ def least_known_first(codes, samples=8000, pairs=24):
     return torch.tensor(order)
 
 # %% ../../nbs/26_priors.brain.ipynb #3f7a704d
-def hidden_positions(codes, order, blank_share=0.75):
+def hidden_positions(codes, order, blank_share):
     """Which of `codes` (B, N) to hide: all for a share of the pictures, at random; else those whose places come last in `order` (N,),
     as many as MaskGIT's cosine schedule says, at least one."""
     share, blank = torch.rand(2, len(codes), 1, device=codes.device)
@@ -256,8 +256,9 @@ class BiHemisphericBrain(Generation, DescribingBrain):
         codes, rounds, guided = given.clone(), [], options.guidance_scale != 1
         def decide(scores, places):
             known = given[:, places]                                                                 # (B, n)
-            progress = ((codes >= 0).sum(1) + (known < 0).sum(1)) / codes.shape[1]                   # (B,)
-            if guided: scores = steer(scores, guidance_at(progress, options.guidance_scale, options.guidance_schedule)[:, None, None])
+            if guided:
+                progress = ((codes >= 0).sum(1) + (known < 0).sum(1)) / codes.shape[1]               # (B,)
+                scores = steer(scores, guidance_at(progress, options.guidance_scale, options.guidance_schedule)[:, None, None])
             temperature = 0 if rounds and places[-1] == self.order[-1] else options.temperature      # the last round
             choice = draw(scores.float(), generators, temperature, options.top_k, options.top_p)     # (B, n)
             codes[:, places] = torch.where(known < 0, choice, known)
