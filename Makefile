@@ -8,11 +8,13 @@ BIN := $(abspath $(VENV))/bin
 RUN := PATH="$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: help demo test lab export notebooks trained clean
+.PHONY: help setup demo test lab export notebooks trained clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 20
+
+setup: $(VENV)/.library  ## make the environment with the command and the library, and no more
 
 demo: $(VENV)/.library  ## train on drawings, then draw from captions; ARGS="--config emoji" for another preset
 	$(RUN) vqgen demo $(ARGS)
