@@ -151,10 +151,10 @@ def test_evaluate_prints_a_table(run):
     (["train", "vqvea"], ["'vqvea'", "vqvae", "cftn-v2"]),
     (["generate"], ["caption"]),
     (["caption"], ["pictures"]),
-    (["caption", "face.png", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run"]),
+    (["caption", "face.png", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run", "avatars-hour"]),
     (["trian", "vqvae"], ["trian", "train"]),
-    (["generate", "a face", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run"]),
-    (["evaluate", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run"]),
+    (["generate", "a face", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run", "avatars-hour"]),
+    (["evaluate", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run", "avatars-hour"]),
     (["evaluate", "--count", "1"], ["--count", "at least 2"]),
     (["train", "cftn-v2", "--run", "nowhere"], ["nowhere", "train it first"]),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("config", "train", "generate", "caption", "evaluate", "trian") else "")

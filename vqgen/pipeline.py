@@ -25,7 +25,7 @@ def find_run(run):
     for folder in (Path(run), shipped / run):
         if folder.is_dir(): return folder
     names = ", ".join(sorted(path.name for path in shipped.glob("*")))
-    raise VQGenError(f"no run folder {run}: train one with `vqgen demo`, or name another, or one that the package brings: {names}")
+    raise VQGenError(f"no run folder {run}: train one with `vqgen demo`, or name another with --run; the package brings {names}")
 
 # %% ../nbs/40_pipeline.ipynb #25efc0df
 class Parts:
