@@ -54,7 +54,10 @@ def attention_weights(attention, x, context=None, mask=None):
 
 # %% ../../nbs/22_priors.blocks.ipynb #0b33fa22
 class Block(nn.Module):
-    "A pre-norm transformer block: self-attention, then an MLP; `x` (B, N, C), `mask` and `cache` as in `Attention`."
+    """A pre-norm transformer block: self-attention, then an MLP; `x` (B, N, C), `mask` and `cache` as in `Attention`.
+
+    With `places` (n,) all of `x` is looked at, but only what stands there is computed: (B, n, C).
+    """
     def __init__(self, width, heads, mlp_ratio=4.0, dropout=0.0):
         super().__init__()
         hidden = int(width * mlp_ratio)
@@ -63,8 +66,10 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x, mask=None, cache=None):
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask, cache=cache))
+    def forward(self, x, mask=None, cache=None, places=None):
+        seen = self.attention_norm(x)
+        if places is None: x = x + self.dropout(self.attention(seen, mask=mask, cache=cache))
+        else: x = x[:, places] + self.dropout(self.attention(seen[:, places], seen, mask))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 # %% ../../nbs/22_priors.blocks.ipynb #73b09838
