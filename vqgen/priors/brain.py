@@ -87,9 +87,9 @@ class Hemispheres(nn.Module):
 class StartingHemispheres(Hemispheres):
     "The hemispheres, at the start of a drawing: what is there before a word is heard."
     def blank(self):
-        "What `climb` makes of a blank canvas, (1, N, C); without gradients it is kept until a weight changes."
+        "What `climb` makes of a blank canvas, (1, N, C); outside of training it is kept until a weight changes."
         canvas = torch.full((1, len(self.order)), self.mask_id, device=self.order.device)
-        if torch.is_grad_enabled(): return self.climb(canvas)
+        if self.training or torch.is_grad_enabled(): return self.climb(canvas)
         below = (weight for layer in range(self.first_bridge + 1) for weight in self.codes.blocks[layer].parameters())
         weights = [self.codes.tokens.weight, self.codes.positions, *below]
         stamp = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
