@@ -31,7 +31,7 @@ export: $(VENV)/.dev  ## after an edit: notebooks -> vqgen/ and README.md
 	$(RUN) nbdev_clean
 	$(RUN) python tests/make_readme.py
 
-notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep what they print; NB="01_data 02_viz" for some
+notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep what they print; NB="60_data.datasets 83_viz" for some
 	$(RUN) nbdev_export
 	cd nbs && for name in $(NB); do $(RUN) TQDM_DISABLE=1 jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.timeout=-1 $$name.ipynb || exit 1; done

@@ -11,10 +11,10 @@ import torch
 from tiny import CONFIG, changed, coded, splits
 
 from vqgen.config import StageConfig, TrainConfig
-from vqgen.curriculum import train_stage
+from vqgen.priors.curriculum import train_stage
 from vqgen.pipeline import Pipeline
-from vqgen.priors.fit import PRIORS, new_prior, train_prior
-from vqgen.training import train
+from vqgen.priors.build import PRIORS, new_prior, train_prior
+from vqgen.training.loop import train
 from vqgen.vqvae.model import VQVAE
 
 FOLDER = Path(__file__).parent / "golden"
@@ -64,7 +64,7 @@ def drawn_codes(case):
 def written_captions():
     "What CFTN v2 of the shipped run says of the pictures that it draws."
     pipe = Pipeline.from_pretrained("avatars-hour", "cftn-v2", "cpu")
-    return pipe.describe(pipe.images(CAPTIONS, seed=7))
+    return pipe.caption(pipe.images(CAPTIONS, seed=7))
 
 
 def one_thread(make, *arguments):

@@ -2,8 +2,8 @@
 
     python tests/make_trained.py runs/avatars-hour
 
-The run holds a VQ-VAE and all four priors, as `vqgen train` leaves them; its oracle is trained now if it is not there. Priors and
-oracle are stored in half precision, the VQ-VAE as it is: the priors know it by its fingerprint.
+The run holds a VQ-VAE and all four priors, as `vqgen train` leaves them; its classifier is trained now if it is not there. Priors and
+classifier are stored in half precision, the VQ-VAE as it is: the priors know it by its fingerprint.
 """
 import shutil
 import sys
@@ -13,10 +13,10 @@ import torch
 from make_readme import ROOT
 from safetensors.torch import load_file, save_file
 
-from vqgen.checkpoints import load_model
+from vqgen.training.checkpoints import load_model
 from vqgen.config import load_config
-from vqgen.experiment import load_oracle, load_splits
-from vqgen.priors.fit import PRIORS
+from vqgen.experiment import load_classifier, load_splits
+from vqgen.priors.build import PRIORS
 from vqgen.vqvae.model import VQVAE
 
 KEPT = ("config.json", "config.yaml", "tokenizer.json", "tokenizer_config.json")
@@ -27,9 +27,9 @@ def halved(weights): return {name: value.half() if value.dtype == torch.float32 
 
 def main(run):
     config = load_config(run / "vqvae" / "config.yaml")
-    load_oracle(run, load_splits(config)[0], load_model(run / "vqvae", VQVAE))
+    load_classifier(run, load_splits(config)[0], load_model(run / "vqvae", VQVAE))
     target = ROOT / "vqgen" / "trained" / config.name
-    for name in ("vqvae", *PRIORS, "oracle"):
+    for name in ("vqvae", *PRIORS, "classifier"):
         folder, weights = target / name, load_file(run / name / "model.safetensors")
         folder.mkdir(parents=True, exist_ok=True)
         for path in (run / name / kept for kept in KEPT):

@@ -4,13 +4,14 @@ import pytest
 import torch
 from tiny import one_sentence
 
-from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
-from vqgen.priors.fit import new_prior
-from vqgen.priors.blocks import Cache
-from vqgen.checkpoints import load_model, save_model
-from vqgen.priors.brain import BiHemisphericBrain, decided_by, hidden_positions, least_known_first
+from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQVAEConfig
+from vqgen.errors import VQGenError
+from vqgen.priors.build import new_prior
+from vqgen.priors.blocks import KVCache
+from vqgen.training.checkpoints import load_model, save_model
+from vqgen.priors.brain import BiHemisphericBrain, decisions_per_layer, entropy_order, suffix_mask
 from vqgen.priors.text import BOS, EOS, PAD, Text, tokenize, train_tokenizer
-from vqgen.sampling import halton_order
+from vqgen.priors.sampling import halton_order
 from vqgen.vqvae.model import VQVAE
 
 K, SIDE = 12, 4
@@ -31,7 +32,7 @@ def new(tokenizer, seed=0, **changes):
     "A brain with three bridges, so that something that leaks through one could come back through the next."
     torch.manual_seed(seed)
     config = BrainConfig(**{**dict(width=32, heads=2, layers=3, bridge_ratio=1.0, caption_dropout=0.1), **changes})
-    return BiHemisphericBrain(config, PriorShape(codebook_size=K, side=SIDE, vocab_size=len(tokenizer), max_length=16)).eval()
+    return BiHemisphericBrain(config, PriorShape(codebook_size=K, grid_size=SIDE, vocab_size=len(tokenizer), max_length=16)).eval()
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_another_seed_is_another_picture(wavering, tokenizer):
 @pytest.mark.parametrize("layers, first", [(1, 0), (2, 0), (3, 1), (12, 3), (12, 11)])
 @pytest.mark.parametrize("count", [1, 16, 64, 1024])
 def test_every_code_is_decided_once_and_none_before_words_are_heard(layers, first, count):
-    numbers = decided_by(layers, first, count)
+    numbers = decisions_per_layer(layers, first, count)
     assert len(numbers) == layers + 1 and numbers == sorted(numbers) and set(numbers[:first + 1]) == {0} and numbers[-1] == count
     if layers - 1 > first and count > layers: assert numbers[first + 1] >= 1 and numbers[-2] == count // 2
 
@@ -224,7 +225,7 @@ def test_a_decision_is_heard_by_later_places_only(brain, text):
 def test_probabilities_of_one_pass_sum_to_one(tokenizer, text):
     "What training calls the loss is the negative logarithm of a probability: over all grids of 2 x 2 codes it adds up, and drawing follows it."
     torch.manual_seed(0)
-    shape = PriorShape(codebook_size=3, side=2, vocab_size=len(tokenizer), max_length=16)
+    shape = PriorShape(codebook_size=3, grid_size=2, vocab_size=len(tokenizer), max_length=16)
     brain = BiHemisphericBrain(BrainConfig(width=32, heads=2, layers=3, bridge_ratio=1.0), shape).eval()
     torch.nn.init.normal_(brain.code_head.weight, std=0.3)
     every = torch.cartesian_prod(*[torch.arange(3)] * 4)                                             # (81, 4)
@@ -258,13 +259,13 @@ def test_one_pass_keeps_given_codes_and_heeds_them(wavering, text):
 def test_hidden_are_the_places_that_the_sampler_decides_last():
     torch.manual_seed(0)
     order = torch.randperm(16)
-    hidden, counts = hidden_positions(torch.zeros(3000, 16), order, 0.0), set()
+    hidden, counts = suffix_mask(torch.zeros(3000, 16), order, 0.0), set()
     for row in hidden[:, order]:                                   # in the order of deciding
         assert row[16 - row.sum():].all(), "the last of the order, without a gap"
         counts.add(int(row.sum()))
-    assert counts == set(range(1, 17)) and hidden_positions(torch.zeros(5, 1), torch.zeros(1), 0.75).all()
-    assert hidden_positions(torch.zeros(9, 16), order, 1.0).all()
-    assert 0.55 < hidden_positions(torch.zeros(3000, 16), order, 0.5).all(1).float().mean() < 0.67    # some are blank by chance
+    assert counts == set(range(1, 17)) and suffix_mask(torch.zeros(5, 1), torch.zeros(1), 0.75).all()
+    assert suffix_mask(torch.zeros(9, 16), order, 1.0).all()
+    assert 0.55 < suffix_mask(torch.zeros(3000, 16), order, 0.5).all(1).float().mean() < 0.67    # some are blank by chance
 
 
 # --- the order ---
@@ -274,7 +275,7 @@ def test_what_follows_from_the_others_comes_last():
     rng = np.random.default_rng(0)
     first, second, third, fourth = (rng.integers(0, size, 4000) for size in (9, 7, 5, 3))
     codes = np.stack([first, first, (first + second) % 9, second, third, third, fourth, (third + fourth) % 5, np.zeros(4000, int)], 1)
-    order = least_known_first(codes.reshape(-1, 3, 3)).tolist()
+    order = entropy_order(codes.reshape(-1, 3, 3)).tolist()
     assert sorted(order) == list(range(9)) and order[-1] == 8, "what is always the same tells nothing"
     early = set(order[:4])
     assert len(early & {0, 1, 2, 3}) == 2 and len(early & {4, 5, 6, 7}) == 2, order
@@ -283,16 +284,16 @@ def test_what_follows_from_the_others_comes_last():
 
 def test_order_of_few_pictures_and_of_many_counts_each_place_once():
     codes = np.random.default_rng(0).integers(0, 300, (40, 5, 5)).astype(np.uint16)
-    for some in (codes, codes[:1], codes[:2]): assert sorted(least_known_first(some).tolist()) == list(range(25))
-    assert least_known_first(codes).equal(least_known_first(codes)), "the same pictures, the same order"
-    assert least_known_first(codes, samples=10).equal(least_known_first(codes, samples=10))
+    for some in (codes, codes[:1], codes[:2]): assert sorted(entropy_order(some).tolist()) == list(range(25))
+    assert entropy_order(codes).equal(entropy_order(codes)), "the same pictures, the same order"
+    assert entropy_order(codes, samples=10).equal(entropy_order(codes, samples=10))
 
 
 def test_new_brain_takes_its_order_from_the_codes_and_keeps_it(tokenizer, tmp_path):
     vqvae = VQVAE(VQVAEConfig(hidden_channels=8, residual_channels=4, codebook_size=K, code_dim=4)).eval()
     codes = grids(50).numpy()
     brain = new_prior("cftn-v2", BrainConfig(width=32, heads=2, layers=3), vqvae, tokenizer, 4 * SIDE, codes=codes)
-    assert brain.order.equal(least_known_first(codes)) and not brain.order.equal(halton_order(SIDE).argsort())
+    assert brain.order.equal(entropy_order(codes)) and not brain.order.equal(halton_order(SIDE).argsort())
     save_model(brain, tmp_path)
     assert load_model(tmp_path, BiHemisphericBrain).order.equal(brain.order)
 
@@ -386,16 +387,16 @@ def test_memorised_grids_come_back_from_nothing(memory, text):
 
 
 def test_memorised_captions_come_back(memory, tokenizer):
-    rows = memory.describe(grids(4))
+    rows = memory.caption(grids(4))
     assert [[BOS, *row, EOS] for row in rows] == tokenizer(CAPTIONS)["input_ids"]
     assert [tokenizer.decode(row, skip_special_tokens=True) for row in rows] == CAPTIONS, "a caption that a person can read"
     assert all(not {BOS, EOS, PAD} & set(row) for row in rows)
-    for i in range(4): assert memory.describe(grids(4)[i:i + 1]) == rows[i:i + 1]
+    for i in range(4): assert memory.caption(grids(4)[i:i + 1]) == rows[i:i + 1]
 
 
 def test_description_ends_even_without_an_end(brain):
     with torch.no_grad(): brain.word_head.bias[EOS] = -1e9
-    assert {len(row) for row in brain.describe(grids(3))} == {brain.shape.max_length - 1}
+    assert {len(row) for row in brain.caption(grids(3))} == {brain.shape.max_length - 1}
 
 
 @pytest.mark.parametrize("layers, bridge_ratio", [(1, 1.0), (3, 1 / 3), (3, 1.0), (5, 0.6)])
@@ -405,7 +406,7 @@ def test_word_by_word_is_as_all_at_once(tokenizer, text, layers, bridge_ratio):
     codes, ids = grids(4).flatten(1), text.input_ids[3:].expand(4, -1)
     with torch.no_grad():
         expected = brain.read(codes, Text(ids, torch.ones_like(ids, dtype=torch.bool)))
-        offers, caches = brain.look(codes), [Cache(16) for _ in range(layers)]
+        offers, caches = brain.look(codes), [KVCache(16) for _ in range(layers)]
         for i in range(ids.shape[1]):
             scores = brain.tell(brain.words.embed(ids[:, :i + 1])[:, -1:], offers, caches=caches)[:, 0]
             torch.testing.assert_close(scores, expected[:, i], rtol=1e-4, atol=1e-4)
@@ -419,16 +420,16 @@ def test_descriptions_by_hand(wavering):
             scores = wavering.read(grids(4).flatten(1), Text(ids, torch.ones_like(ids, dtype=torch.bool)))
             ids = torch.cat([ids, scores[:, -1:].argmax(-1)], 1)
     by_hand = [row[1:row.index(EOS)] if EOS in row else row[1:] for row in ids.tolist()]
-    assert wavering.describe(grids(4)) == by_hand
+    assert wavering.caption(grids(4)) == by_hand
 
 
 def test_drawn_captions_come_from_their_own_generators(wavering, memory):
     "Alone, in a batch, in another order: whether the others are finished or not; and another seed says something else."
     for brain, options in [(wavering, {"temperature": 1.0}), (wavering, {"temperature": 1.5, "top_p": 0.8}), (memory, {"temperature": 3.0})]:
-        together = brain.describe(grids(4), generators=generators(0, 1, 2, 3), **options)
-        for i in range(4): assert brain.describe(grids(4)[i:i + 1], generators=generators(i), **options) == together[i:i + 1]
-        assert brain.describe(grids(4).flip(0), generators=generators(3, 2, 1, 0), **options) == together[::-1]
-        assert brain.describe(grids(4), generators=generators(4, 5, 6, 7), **options) != together
+        together = brain.caption(grids(4), generators=generators(0, 1, 2, 3), **options)
+        for i in range(4): assert brain.caption(grids(4)[i:i + 1], generators=generators(i), **options) == together[i:i + 1]
+        assert brain.caption(grids(4).flip(0), generators=generators(3, 2, 1, 0), **options) == together[::-1]
+        assert brain.caption(grids(4), generators=generators(4, 5, 6, 7), **options) != together
     assert len({len(row) for row in together}) > 1, "some must end before others"
 
 
@@ -436,8 +437,8 @@ def test_the_few_likeliest_words_are_the_likeliest_word(wavering, memory):
     "A tiny top-p leaves one word; a tiny temperature makes it certain; and what was learned by heart is drawn as it was learned."
     for brain in (wavering, memory):
         for options in ({"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1e-6}):
-            assert brain.describe(grids(4), generators=generators(0, 1, 2, 3), **options) == brain.describe(grids(4)), options
-    assert memory.describe(grids(4), 1.0, 0.7, generators(0, 1, 2, 3)) == memory.describe(grids(4))
+            assert brain.caption(grids(4), generators=generators(0, 1, 2, 3), **options) == brain.caption(grids(4)), options
+    assert memory.caption(grids(4), 1.0, 0.7, generators(0, 1, 2, 3)) == memory.caption(grids(4))
 
 
 def test_gates_learn_and_are_logged(brain, text):
@@ -457,16 +458,16 @@ def test_gates_learn_and_are_logged(brain, text):
 
 def test_stage_two_does_not_read(brain, text):
     _, metrics = brain.loss(grids(4), text, stage=DRAW)
-    assert "reading" not in metrics and "drawing" in metrics
+    assert "caption_loss" not in metrics and "code_loss" in metrics
     loss, metrics = brain.loss(grids(4), text, stage=BOTH)
-    assert "reading" in metrics and loss > metrics["drawing"]
+    assert "caption_loss" in metrics and loss > metrics["code_loss"]
     brain.zero_grad()
     brain.loss(grids(4), text, stage=DRAW)[0].backward()
     assert all(parameter.grad is None or parameter.grad.eq(0).all() for parameter in brain.word_head.parameters())
 
 
 @pytest.mark.parametrize("stage", [DRAW, BOTH, StageConfig(caption_weight=1.0, caption_share=0.01),
-                                   StageConfig(blank_share=0), StageConfig(blank_share=1)])
+                                   StageConfig(full_mask_share=0), StageConfig(full_mask_share=1)])
 def test_loss_is_finite_for_any_batch(brain, text, stage):
     "Even where the schedule hides next to nothing of a batch of one."
     for count in (1, 2, 4):
@@ -479,12 +480,12 @@ def test_loss_is_finite_for_any_batch(brain, text, stage):
 def test_loss_where_nothing_happens_to_be_hidden(tokenizer, text):
     "The schedule may hide no code at all: with a single code to a picture, it soon does."
     torch.manual_seed(0)
-    shape = PriorShape(codebook_size=K, side=1, vocab_size=len(tokenizer), max_length=16)
+    shape = PriorShape(codebook_size=K, grid_size=1, vocab_size=len(tokenizer), max_length=16)
     brain = BiHemisphericBrain(BrainConfig(width=32, heads=2, layers=3), shape)
     for seed in range(50):
         torch.manual_seed(seed)
         for share in (0, 1):
-            stage = StageConfig(blank_share=share)
+            stage = StageConfig(full_mask_share=share)
             assert brain.loss(torch.zeros(1, 1, 1, dtype=torch.int64), Text(*(part[:1] for part in text)), stage)[0].isfinite(), seed
 
 
@@ -531,4 +532,4 @@ def test_temperature_below_zero(brain, text, temperature):
                                            ({"temperature": 1.0}, "4 captions"), ({"temperature": 1.0, "generators": [0, 1]}, "not 2")])
 def test_describing_with_options_that_make_no_sense(brain, options, part):
     if "generators" in options: options = {**options, "generators": generators(*options["generators"])}
-    assert part in refusal(brain.describe, grids(4), **options)
+    assert part in refusal(brain.caption, grids(4), **options)

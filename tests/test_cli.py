@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 from tiny import CONFIG, error_line, interrupt, scraps, vqgen, write_config
 
-from vqgen.checkpoints import fingerprint, load_model, read_description
+from vqgen.files import fingerprint
+from vqgen.training.checkpoints import load_model, read_description
 from vqgen.config import dump_config, load_config, parse_config, preset_names
 from vqgen.experiment import train_vqvae
 from vqgen.vqvae.model import VQVAE
@@ -107,7 +108,7 @@ def test_demo_ends_with_a_gallery_and_figures(run, config):
     "Interrupted while it measures, and started again: what is trained is not trained anew, and what was half done is finished."
     models = {path: path.stat().st_mtime_ns for model in ("vqvae", "cftn-v2") for path in (run / model).glob("model.safetensors")}
     demo = ["demo", "--config", config, "--run", run]
-    code, out, err = interrupt(signal.SIGINT, r"oracle:.* [1-9]\d*/\d+ ", *demo)
+    code, out, err = interrupt(signal.SIGINT, r"classifier:.* [1-9]\d*/\d+ ", *demo)
     assert code == 1 and "Traceback" not in err
     last = err.replace("\r", "\n").strip().splitlines()[-1]
     assert re.match(r"error: stopped at step \d+ of \d+; the same command goes on", last), err
@@ -121,8 +122,8 @@ def test_demo_ends_with_a_gallery_and_figures(run, config):
     assert place.startswith(str(run / "gallery.png"))
     with Image.open(run / "gallery.png") as picture: assert picture.format == "PNG" and min(picture.size) > 400
     assert models == {path: path.stat().st_mtime_ns for path in models}
-    oracle, done = read_description(run / "oracle"), int(re.search(r"stopped at step \d+ of (\d+)", err)[1])
-    assert oracle["step"] == done, "the oracle judges with half a training"
+    classifier, done = read_description(run / "classifier"), int(re.search(r"stopped at step \d+ of (\d+)", err)[1])
+    assert classifier["step"] == done, "the classifier judges with half a training"
 
 
 def test_evaluate_prints_a_table(run):

@@ -9,10 +9,11 @@ import pytest
 import torch
 from tiny import CONFIG, one_sentence
 
-from vqgen.cache import cached_array
-from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
-from vqgen.curriculum import train_stage
-from vqgen.data import load_data
+from vqgen.data.cache import cached_array
+from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQVAEConfig
+from vqgen.errors import VQGenError
+from vqgen.priors.curriculum import train_stage
+from vqgen.data.datasets import load_data
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.codes import CodedCaptions, check_codes, encode_dataset
 from vqgen.priors.text import text_shape, train_tokenizer
@@ -61,7 +62,7 @@ KILL = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-import vqgen.cache as cache
+import vqgen.data.cache as cache
 
 truth, folder = (np.arange(50)[:, None] * [1, 10, 100]).astype(np.int32), Path(sys.argv[1])
 def make(rows): return truth[rows[0]:rows[-1] + 1]
@@ -174,7 +175,6 @@ TOGETHER = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from vqgen.cache import cached_array
 
 truth, folder = (np.arange(2000)[:, None] * [1, 10, 100]).astype(np.int32), Path(sys.argv[1])
 def make(rows):
@@ -306,7 +306,7 @@ def small():
     captions = ["a red hat", "a blue hat", "green hair"]
     tokenizer = train_tokenizer(captions, TextConfig())
     torch.manual_seed(0)
-    brain = BiHemisphericBrain(BrainConfig(width=16, heads=2, layers=2), PriorShape(codebook_size=16, side=4, **text_shape(tokenizer))).eval()
+    brain = BiHemisphericBrain(BrainConfig(width=16, heads=2, layers=2), PriorShape(codebook_size=16, grid_size=4, **text_shape(tokenizer))).eval()
     return brain, CodedCaptions(np.random.default_rng(0).integers(0, 16, (3, 4, 4)), captions, tokenizer)
 
 

@@ -4,7 +4,8 @@ import yaml
 from pydantic import ValidationError
 from tiny import one_sentence
 
-from vqgen.config import Config, Section, VQGenError, dump_config, load_config, parse_config, preset_names
+from vqgen.config import Config, Section, dump_config, load_config, parse_config, preset_names
+from vqgen.errors import VQGenError
 
 MISSPELT = {
     "naem": "name",
@@ -81,7 +82,7 @@ def test_key_like_nothing_known_gets_no_guess():
     ("vqvae.model.downsample", 3, "2, 4, 8 or 16"), ("vqvae.train.learning_rate", 0, "0"),
     ("vqvae.train.learning_rate", float("nan"), ""), ("vqvae.train.learning_rate", float("inf"), ""),
     ("vqvae.train.mixed_precision", "fp8", "'bf16'"), ("tracking.mode", "onlin", "'online'"),
-    ("cftn_v2.model.dropout", 1, "1"), ("cftn_v2.stage1.gate_learning_rate", -1, "0"), ("cftn_v2.stage2.blank_share", 2, "1"),
+    ("cftn_v2.model.dropout", 1, "1"), ("cftn_v2.stage1.gate_learning_rate", -1, "0"), ("cftn_v2.stage2.full_mask_share", 2, "1"),
     ("name", "a/b", ""), ("seed", -1, "0"), ("data", "avatars", ""), ("vqvae.train", None, ""), ("cftn_v2.stage1", [1], ""),
 ])
 def test_wrong_types_and_ranges(key, value, limit):

@@ -16,11 +16,14 @@ import torch
 from PIL import Image, ImageColor
 
 from vqgen import data as data_module
-from vqgen.avatars import ATTRIBUTES, HELD_OUT, avatar_examples, caption_of, held_out_triples, make_avatar, sample_attributes
-from vqgen.config import DataConfig, VQGenError
-from vqgen.data import CaptionedImages, build_data, data_fingerprint, load_data, to_square
-from vqgen.emoji import base_of, emoji_examples
-from vqgen.styles import color_name, describe_style, draw_style, held_out_looks, style_attributes, style_examples
+from vqgen.data.avatars import (ATTRIBUTES, HELD_OUT, avatar_examples, caption_of, held_out_triples,
+                                make_avatar, sample_attributes)
+from vqgen.config import DataConfig
+from vqgen.errors import VQGenError
+from vqgen.data.datasets import CaptionedImages, build_data, data_fingerprint, load_data, to_square
+from vqgen.data.emoji import base_of, emoji_examples
+from vqgen.data.styles import (color_name, describe_style, draw_style, held_out_looks, style_attributes,
+                               style_examples)
 
 
 @pytest.fixture(autouse=True)

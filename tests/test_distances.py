@@ -14,9 +14,10 @@ from PIL import Image
 from make_readme import ROOT
 from tiny import one_sentence, refusal
 
-from vqgen.data import CaptionedImages, to_square
-from vqgen.distances import (Features, distance_table, frechet_distance, kernel_distance, nearest_training, open_spaces,
-                             pairwise_distance, picture_sets, pixels, set_distances, several_drawings)
+from vqgen.data.datasets import CaptionedImages, to_square
+from vqgen.evaluation.distances import (Features, distance_table, frechet_distance, kernel_distance,
+                                        nearest_training, feature_spaces, pairwise_distance, picture_sets,
+                                        pixels, set_distances, repeated_drawings)
 
 needs_network = pytest.mark.skipif(not find_spec("efficientnet_lite_pytorch"), reason="needs the extra `distances`")
 
@@ -123,7 +124,7 @@ def test_run_that_hands_out_training_pictures_is_found_out():
     pipeline, spaces = Copyist(data), {"features": lambda images: images.mean((2, 3)), "pixels": pixels}
     sets = picture_sets(pipeline, data, validation, count=200)
     assert all(images.shape == (12, 3, 16, 16) for images in sets.values())
-    figures = set_distances(sets, several_drawings(pipeline, validation.captions[:3]), data, spaces)
+    figures = set_distances(sets, repeated_drawings(pipeline, validation.captions[:3]), data, spaces)
     assert figures["reconstructions"]["Fréchet"] == pytest.approx(0, abs=1e-6)
     assert figures["drawings"]["nearest, pixels"] == 0 < figures["held-out pictures"]["nearest, pixels"]
     assert figures["drawings"]["variety, pixels"] > 0
@@ -153,8 +154,8 @@ def bare(tmp_path_factory):
 
 
 def test_missing_package_is_one_sentence(bare):
-    result = bare("from vqgen.config import VQGenError\nfrom vqgen.distances import Features, open_spaces\n"
-                      "print(*open_spaces()[0])\ntry: Features()\nexcept VQGenError as fault: print(fault)")
+    result = bare("from vqgen.config import VQGenError\nfrom vqgen.distances import Features, feature_spaces\n"
+                      "print(*feature_spaces()[0])\ntry: Features()\nexcept VQGenError as fault: print(fault)")
     assert result.returncode == 0, result.stderr
     spaces, message = result.stdout.splitlines()
     assert spaces == "pixels" and one_sentence(message)
@@ -162,8 +163,8 @@ def test_missing_package_is_one_sentence(bare):
 
 
 def test_published_scores_without_their_package(bare):
-    result = bare("import torch\nfrom vqgen.config import VQGenError\nfrom vqgen.distances import published_scores\n"
-                      "try: published_scores(torch.zeros(4, 3, 16, 16), torch.zeros(4, 3, 16, 16), ['a'] * 4)\n"
+    result = bare("import torch\nfrom vqgen.config import VQGenError\nfrom vqgen.distances import fid_kid_clip\n"
+                      "try: fid_kid_clip(torch.zeros(4, 3, 16, 16), torch.zeros(4, 3, 16, 16), ['a'] * 4)\n"
                       "except VQGenError as fault: print(fault)")
     assert result.returncode == 0, result.stderr
     assert one_sentence(result.stdout.strip()) and "pip install torch-fidelity" in result.stdout
@@ -172,7 +173,7 @@ def test_published_scores_without_their_package(bare):
 @needs_network
 def test_features_are_the_same_for_every_batch():
     "Of the size stated, finite, one row for each picture whatever is beside it, and no gradient."
-    spaces, notes = open_spaces()
+    spaces, notes = feature_spaces()
     images, features = pictures(20).batch(range(20)), spaces["features"]
     rows = features(images)
     assert rows.shape == (20, 1280) and rows.isfinite().all() and not rows.requires_grad and Features.name in notes[0]

@@ -74,9 +74,9 @@ def test_readme_links_exist():
 
 def test_readme_links_are_rewritten():
     from make_readme import _from_root
-    text = "[a](01_data.ipynb#top) ![b](images/b.png) [c](../LICENSE) [d](https://x.org/y) [e](#here) <img src=\"images/e.png\">"
+    text = "[a](60_data.datasets.ipynb#top) ![b](images/b.png) [c](../LICENSE) [d](https://x.org/y) [e](#here) <img src=\"images/e.png\">"
     assert LINK.sub(_from_root, text) == (
-        "[a](nbs/01_data.ipynb#top) ![b](nbs/images/b.png) [c](LICENSE) [d](https://x.org/y) [e](#here) <img src=\"nbs/images/e.png\">")
+        "[a](nbs/60_data.datasets.ipynb#top) ![b](nbs/images/b.png) [c](LICENSE) [d](https://x.org/y) [e](#here) <img src=\"nbs/images/e.png\">")
 
 
 def test_index_lists_every_notebook():

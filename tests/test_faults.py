@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import save_file
 from tiny import CONFIG, Stopping, contents, load_step, one_sentence, refusal, scraps, train_plain, weights
 
-from vqgen.checkpoints import CHECKPOINT_FILES, checkpoints, load_model, new_checkpoint, save_model, save_state, write_atomically
-from vqgen.config import VQGenError, VQVAEConfig
-from vqgen.devices import explain_crashes
+from vqgen.files import write_atomically
+from vqgen.training.checkpoints import (CHECKPOINT_FILES, checkpoints, load_model, new_checkpoint, save_model,
+                                        save_state)
+from vqgen.config import VQVAEConfig
+from vqgen.errors import VQGenError
+from vqgen.training.devices import explain_crashes
 from vqgen.experiment import train_vqvae
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.vqvae.model import VQVAE
@@ -193,7 +196,6 @@ def test_folder_that_cannot_be_made(tmp_path):
 
 READ_ONLY = """
 import sys, tiny as t
-from vqgen.config import VQGenError
 try: t.train_plain(sys.argv[1])
 except VQGenError as error: print(error)
 """

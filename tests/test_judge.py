@@ -4,12 +4,13 @@ import random
 import pytest
 import torch
 
-from vqgen.avatars import ATTRIBUTES, choose_parts, complete_parts, draw_parts, part_values, redraw_attributes, sample_attributes
-from vqgen.judge import Judge, distances, diversity, draw_seen, entropy
+from vqgen.data.avatars import (ATTRIBUTES, choose_parts, complete_parts, draw_parts, part_values,
+                                redraw_attributes, sample_attributes)
+from vqgen.evaluation.judge import Judge, distances, diversity, draw_seen, entropy
 
 
 class Knowing:
-    "An oracle that recognises the pictures it was shown before."
+    "A classifier that recognises the pictures it was shown before."
     def __init__(self, images, faces): self.known = [(image, face) for image, face in zip(images, faces)]
 
     def read(self, images): return [min(self.known, key=lambda pair: float((pair[0] - image).square().sum()))[1] for image in images]

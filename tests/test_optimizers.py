@@ -5,8 +5,8 @@ from tiny import CONFIG, changed, coded, refusal, splits
 from torch import nn
 
 from vqgen.config import TrainConfig
-from vqgen.optimizers import MuonAdamW, make_optimizer
-from vqgen.priors.fit import PRIORS, new_prior
+from vqgen.training.optimizers import MuonAdamW, make_optimizer
+from vqgen.priors.build import PRIORS, new_prior
 
 MUON = TrainConfig(optimizer="muon", learning_rate=1e-3, matrix_learning_rate=0.02)
 

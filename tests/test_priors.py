@@ -7,16 +7,18 @@ import torch
 import torch.nn.functional as F
 from tiny import one_sentence
 
-from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, TextConfig, TransformerConfig, VQGenError
-from vqgen.priors.blocks import FewRows, for_few_rows
+from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, TextConfig, TransformerConfig
+from vqgen.errors import VQGenError
+from vqgen.cpu import BandedLinear, with_banded_linears
 from vqgen.priors.brain import BiHemisphericBrain
-from vqgen.priors.cftn import CFTN, positions_to_hide
-from vqgen.priors.fit import start_from_codebook
+from vqgen.priors.cftn import CFTN, random_mask
+from vqgen.priors.build import start_from_codebook
 from vqgen.priors.lstm import LSTMPrior
 from vqgen.priors.text import PAD, Text, tokenize, train_tokenizer
 from vqgen.priors.transformer import TransformerPrior
-from vqgen.sampling import in_order, with_empty
-from vqgen.checkpoints import fingerprint, load_model, save_model
+from vqgen.priors.sampling import sample_autoregressive, with_unconditional
+from vqgen.files import fingerprint
+from vqgen.training.checkpoints import load_model, save_model
 
 K, SIDE = 12, 4
 CAPTIONS = [f"a {colour} {animal}{more}" for (colour, more), animal in itertools.product(
@@ -25,7 +27,7 @@ KINDS = {"lstm": (LSTMPrior, LSTMConfig(width=64, heads=2, layers=2, text_layers
          "transformer": (TransformerPrior, TransformerConfig(width=64, heads=4, layers=2)),
          "cftn": (CFTN, CFTNConfig(width=64, heads=4, layers=2, text_layers=1)),
          "brain": (BiHemisphericBrain, BrainConfig(width=64, heads=4, layers=3))}
-ORDERED = [name for name, (kind, _) in KINDS.items() if getattr(kind.loop, "__wrapped__", kind.loop) is getattr(in_order, "__wrapped__", in_order)]
+ORDERED = [name for name, (kind, _) in KINDS.items() if getattr(kind.loop, "__wrapped__", kind.loop) is getattr(sample_autoregressive, "__wrapped__", sample_autoregressive)]
 every_prior = pytest.mark.parametrize("kind", KINDS)
 every_ordered = pytest.mark.parametrize("kind", ORDERED)
 
@@ -42,7 +44,7 @@ def new(kind, tokenizer, seed=0, side=SIDE, codebook_size=K, **changes):
     "A prior of random weights, with scores that are far from alike."
     torch.manual_seed(seed)
     model, config = KINDS[kind]
-    prior = model(config.model_copy(update=changes), PriorShape(codebook_size=codebook_size, side=side, vocab_size=len(tokenizer), max_length=24))
+    prior = model(config.model_copy(update=changes), PriorShape(codebook_size=codebook_size, grid_size=side, vocab_size=len(tokenizer), max_length=24))
     with torch.no_grad(): prior.code_head.weight.normal_(std=0.5)
     return prior.eval()
 
@@ -58,7 +60,7 @@ def some(text, *rows): return Text(*(part[list(rows)] for part in text))
 
 def score(prior, codes, text):
     "Scores (B, N, K) for codes (B, N), whatever the kind of prior."
-    if prior.loop.__name__ == "in_order": return prior(codes, text)
+    if prior.loop.__name__ == "sample_autoregressive": return prior(codes, text)
     if hasattr(prior, "ask"): return prior.ask(codes, text, torch.ones_like(codes, dtype=torch.bool))[0].unflatten(0, codes.shape)
     return prior.step(codes, prior.start(text))
 
@@ -73,7 +75,7 @@ def test_kinds_are_told_apart(): assert ORDERED == ["lstm", "transformer"]
 def test_step_by_step_gives_the_scores_of_one_pass(kind, tokenizer, text, doubled):
     "With captions of different lengths, and with empty ones below for guidance."
     prior, codes = new(kind, tokenizer), grids(16).flatten(1)
-    if doubled: text, codes = with_empty(text), codes.repeat(2, 1)
+    if doubled: text, codes = with_unconditional(text), codes.repeat(2, 1)
     with torch.no_grad():
         at_once, state = prior(codes, text), prior.start(text)
         steps = torch.stack([prior.step(last, state) for last in prior.shifted(codes).T], 1)
@@ -127,7 +129,7 @@ def memories(tokenizer, text):
     for kind in KINDS:
         torch.manual_seed(0)
         model, config = KINDS[kind]
-        priors[kind] = model(config.model_copy(update={"caption_dropout": 0.3}), PriorShape(codebook_size=K, side=SIDE, vocab_size=len(tokenizer), max_length=24))
+        priors[kind] = model(config.model_copy(update={"caption_dropout": 0.3}), PriorShape(codebook_size=K, grid_size=SIDE, vocab_size=len(tokenizer), max_length=24))
         fit(priors[kind], grids(16), text, steps=240)
     return priors
 
@@ -177,7 +179,7 @@ def test_loss_of_ordered_priors_is_their_bits(tokenizer, text):
         prior = new(kind, tokenizer)
         loss, metrics = prior.loss(grids(16), text)
         assert loss.item() / math.log(2) == pytest.approx(prior.bits_per_code(grids(16), text).mean().item(), rel=1e-5)
-        assert loss.detach().equal(metrics["drawing"]) and 0 <= metrics["accuracy"] <= 1
+        assert loss.detach().equal(metrics["code_loss"]) and 0 <= metrics["accuracy"] <= 1
 
 
 def test_loss_of_cftn_counts_hidden_codes_only(tokenizer, text):
@@ -186,18 +188,18 @@ def test_loss_of_cftn_counts_hidden_codes_only(tokenizer, text):
     torch.manual_seed(5)
     loss, metrics = prior.loss(grids(16), text)
     torch.manual_seed(5)
-    hidden = positions_to_hide(codes, "cosine")
+    hidden = random_mask(codes, "cosine")
     scores = prior.step(torch.where(hidden, prior.mask_id, codes), prior.start(text))
     assert 0 < hidden.sum() < hidden.numel()
     assert loss.item() == pytest.approx(F.cross_entropy(scores[hidden], codes[hidden], label_smoothing=0.1).item(), rel=1e-4)
-    assert metrics["drawing"].item() == pytest.approx(F.cross_entropy(scores[hidden], codes[hidden]).item(), rel=1e-4)
+    assert metrics["code_loss"].item() == pytest.approx(F.cross_entropy(scores[hidden], codes[hidden]).item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "arccos"])
 def test_at_least_one_code_is_hidden(schedule):
     torch.manual_seed(0)
     for length in (1, 2, 64):
-        hidden = positions_to_hide(torch.zeros(500, length), schedule)
+        hidden = random_mask(torch.zeros(500, length), schedule)
         assert hidden.any(1).all() and (length < 64 or 0.58 < hidden.float().mean() < 0.70)   # 2 / pi
 
 
@@ -278,7 +280,7 @@ def test_the_rest_is_found_from_what_is_given(kind, memories, text):
     if kind == "brain": pytest.skip("it has learned to go on from the first places of Halton's order, not from rows")
     given = grids(16).clone()
     given[:, -1] = -1
-    empty = Text(*(part[16:] for part in with_empty(text)))
+    empty = Text(*(part[16:] for part in with_unconditional(text)))
     drawn = memories[kind].generate(empty, generators(*range(16)), given=given, temperature=0.0)
     assert (drawn == grids(16))[:, -1].float().mean() > 0.5
 
@@ -370,8 +372,8 @@ def test_saved_and_loaded_it_draws_the_same(kind, tokenizer, text, tmp_path):
 def test_few_rows_are_the_same_product(outputs):
     torch.manual_seed(0)
     layer = torch.nn.Sequential(torch.nn.Linear(40, outputs), torch.nn.GELU())
-    fast = for_few_rows(layer)
-    assert isinstance(fast[0], FewRows) == (outputs % 32 == 0) and isinstance(layer[0], torch.nn.Linear)
+    fast = with_banded_linears(layer)
+    assert isinstance(fast[0], BandedLinear) == (outputs % 32 == 0) and isinstance(layer[0], torch.nn.Linear)
     for shape in ((1, 1, 40), (3, 1, 40), (2, 5, 40)):
         x = torch.randn(shape)
         torch.testing.assert_close(fast(x), layer(x), rtol=1e-5, atol=1e-5)

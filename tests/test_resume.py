@@ -12,7 +12,7 @@ import pytest
 from tiny import FITS, Stopping, scraps, unchanged, weights
 
 from vqgen import training
-from vqgen.checkpoints import newest_state
+from vqgen.training.checkpoints import newest_state
 
 STEPS, EVERY, DEATHS = 30, 2, 10
 

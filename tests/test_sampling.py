@@ -6,10 +6,12 @@ import pytest
 import torch
 from tiny import one_sentence
 
-from vqgen.config import PriorShape, VQGenError
+from vqgen.config import PriorShape
+from vqgen.errors import VQGenError
 from vqgen.priors.text import Text
-from vqgen.sampling import (Generation, MaskedSampling, Sampling, draw, gumbel, guidance_at, halton_order, hidden_share, in_order, keep_likely,
-                            masked, trim, with_empty)
+from vqgen.priors.sampling import (GenerationMixin, MaskedSampling, Sampling, sample, gumbel, guidance_at,
+                                   halton_order, mask_ratio, sample_autoregressive, filter_logits, masked,
+                                   trim, with_unconditional)
 
 DRAWS = 20_000
 LIMITS = {1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5, 15: 37.7, 23: 49.7, 80: 124.8}   # chance exceeds them once in a thousand
@@ -52,19 +54,19 @@ TABLE = torch.tensor([0.4, 0.05, 0.3, 0.1, 0.15])
 ])
 def test_a_draw_has_the_probabilities_asked_for(options, expected):
     scores = TABLE.log() + 3.0      # scores are free up to a constant
-    codes = draw(scores.expand(4, DRAWS // 4, 5), generators(0, 1, 2, 3), **options)
+    codes = sample(scores.expand(4, DRAWS // 4, 5), generators(0, 1, 2, 3), **options)
     assert agrees(codes, expected), chi_square(codes, expected)
 
 
 def test_temperature_zero_is_argmax_and_needs_no_generator():
     scores = torch.randn(3, 7, 11)
-    assert draw(scores, [None] * 3, temperature=0).equal(scores.argmax(-1))
+    assert sample(scores, [None] * 3, temperature=0).equal(scores.argmax(-1))
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-30, 1e-300])
 def test_a_tiny_temperature_is_nearly_argmax(temperature):
     scores = torch.tensor([1.0, 7.0, 3.0, 6.9]).expand(2, 50, 4)
-    assert draw(scores, generators(0, 1), temperature).eq(1).all()
+    assert sample(scores, generators(0, 1), temperature).eq(1).all()
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -float("inf")])
@@ -73,16 +75,16 @@ def test_a_draw_from_broken_scores_is_still_a_code(value):
     scores[0] = value
     scores[1, :, 3] = value
     for options in ({}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.5}):
-        codes = draw(scores, generators(0, 1), **options)
+        codes = sample(scores, generators(0, 1), **options)
         assert codes.min() >= 0 and codes.max() < 9
 
 
 def test_cutting_keeps_what_it_should():
     ties = torch.zeros(1, 8)
-    assert keep_likely(ties, top_k=3).isfinite().sum() == 3, "exactly k, even where all are alike"
-    assert keep_likely(TABLE.log(), top_k=99).equal(TABLE.log()) and keep_likely(TABLE.log()).equal(TABLE.log())
-    assert keep_likely(TABLE.log(), top_p=1e-9).isfinite().tolist() == [True, False, False, False, False], "the likeliest always stays"
-    kept = keep_likely(torch.randn(2, 3, 50), top_k=7, top_p=0.9)
+    assert filter_logits(ties, top_k=3).isfinite().sum() == 3, "exactly k, even where all are alike"
+    assert filter_logits(TABLE.log(), top_k=99).equal(TABLE.log()) and filter_logits(TABLE.log()).equal(TABLE.log())
+    assert filter_logits(TABLE.log(), top_p=1e-9).isfinite().tolist() == [True, False, False, False, False], "the likeliest always stays"
+    kept = filter_logits(torch.randn(2, 3, 50), top_k=7, top_p=0.9)
     assert kept.isfinite().sum(-1).le(7).all() and kept.isfinite().any(-1).all()
 
 
@@ -95,7 +97,7 @@ def test_noise_of_a_picture_is_its_own():
 
 @pytest.mark.parametrize("schedule", ["cosine", "arccos"])
 def test_fewer_and_fewer_codes_are_hidden(schedule):
-    share = hidden_share(torch.linspace(0, 1, 50).double(), schedule)
+    share = mask_ratio(torch.linspace(0, 1, 50).double(), schedule)
     assert share[0] == 1 and abs(share[-1]) < 1e-12 and share.diff().lt(0).all()
 
 
@@ -121,9 +123,9 @@ def test_halton_order_spreads():
 
 # --- toy priors whose every probability is known ---
 
-class Toy(Generation):
+class Toy(GenerationMixin):
     def __init__(self, side, codebook_size, caption_dropout=0.1):
-        self.shape = PriorShape(codebook_size=codebook_size, side=side, vocab_size=10, max_length=8)
+        self.shape = PriorShape(codebook_size=codebook_size, grid_size=side, vocab_size=10, max_length=8)
         self.config = SimpleNamespace(caption_dropout=caption_dropout)
 
     def start(self, text): return text
@@ -131,7 +133,7 @@ class Toy(Generation):
 
 class Chain(Toy):
     "Autoregressive: row i of its table is what follows code i; the last row is the first code's."
-    loop, defaults = in_order, Sampling()
+    loop, defaults = sample_autoregressive, Sampling()
 
     def __init__(self, table, side): super().__init__(side, table.shape[1]); self.table = table
 
@@ -217,7 +219,7 @@ def test_order_by_confidence_sharpens():
     assert (numbers(codes, 3) == 0).float().mean() > RANDOM[0, 0, 0, 0] + 0.03
 
 
-@pytest.mark.parametrize("loop, defaults", [(in_order, Sampling()), (masked, MaskedSampling(steps=4))])
+@pytest.mark.parametrize("loop, defaults", [(sample_autoregressive, Sampling()), (masked, MaskedSampling(steps=4))])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
 def test_guided_draws_have_guided_probabilities(loop, defaults, scale):
     prior = Guided(loop, defaults)
@@ -226,12 +228,12 @@ def test_guided_draws_have_guided_probabilities(loop, defaults, scale):
     assert agrees(codes, expected), chi_square(codes, expected)
 
 
-@pytest.mark.parametrize("loop, defaults", [(in_order, Sampling()), (masked, MaskedSampling(steps=4))])
+@pytest.mark.parametrize("loop, defaults", [(sample_autoregressive, Sampling()), (masked, MaskedSampling(steps=4))])
 def test_a_guidance_schedule_rises(loop, defaults):
     "Later codes obey more; guided from above 1, code 0, which the caption wants, gets likelier."
     prior = Guided(loop, defaults)
     codes = prior.generate(words(4000), generators(*range(4000)), guidance_scale=4.0, guidance_schedule="linear")
-    order = torch.arange(4) if loop is in_order else halton_order(2)
+    order = torch.arange(4) if loop is sample_autoregressive else halton_order(2)
     shares = (codes.flatten(1) == 0).float().mean(0)[order.argsort()]
     assert shares.diff().gt(0).all()
 
@@ -245,7 +247,7 @@ every_prior = pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
 
 @every_prior
 def test_a_stream_decides_more_and_more(prior):
-    side = prior.shape.side
+    side = prior.shape.grid_size
     frames = list(prior.stream(words(3), generators(0, 1, 2)))
     assert all(frame.shape == (3, side, side) and frame.dtype == torch.int64 for frame in frames)
     for now, later in zip(frames, frames[1:]):
@@ -255,7 +257,7 @@ def test_a_stream_decides_more_and_more(prior):
 
 @every_prior
 def test_given_codes_stay_and_each_picture_may_have_others(prior):
-    side, K = prior.shape.side, prior.shape.codebook_size
+    side, K = prior.shape.grid_size, prior.shape.codebook_size
     given = torch.randint(K, (4, side, side), generator=torch.Generator().manual_seed(0))
     given[0] = -1
     given[1, 0] = -1
@@ -308,7 +310,7 @@ def test_trim_drops_only_columns_without_a_token():
 
 def test_with_empty_keeps_the_captions_above():
     text = words(2, 5)
-    both = with_empty(text)
+    both = with_unconditional(text)
     assert both.input_ids[:2].equal(text.input_ids) and both.attention_mask[2:].sum(1).tolist() == [2, 2]
 
 
@@ -341,7 +343,7 @@ def test_an_ordered_prior_has_no_steps():
 
 @every_prior
 def test_given_codes_that_make_no_sense(prior):
-    side, K = prior.shape.side, prior.shape.codebook_size
+    side, K = prior.shape.grid_size, prior.shape.codebook_size
     ask = lambda given: refusal(prior.generate, words(2), generators(0, 1), given=given)
     assert str(K) in ask(torch.full((2, side, side), K)) and "-2" in ask(torch.full((2, side, side), -2))
     assert "shape" in ask(torch.zeros(1, side, side, dtype=torch.long)) and "shape" in ask(torch.zeros(2, side + 1, side, dtype=torch.long))
@@ -353,7 +355,7 @@ def test_a_generator_for_each_caption(prior):
     for count in (0, 1, 3): assert str(count) in refusal(prior.generate, words(2), generators(*range(count)))
 
 
-@pytest.mark.parametrize("loop, defaults", [(in_order, Sampling()), (masked, MaskedSampling())])
+@pytest.mark.parametrize("loop, defaults", [(sample_autoregressive, Sampling()), (masked, MaskedSampling())])
 def test_guidance_needs_caption_dropout(loop, defaults):
     prior = Guided(loop, defaults, caption_dropout=0.0)
     assert "caption dropout" in refusal(prior.generate, words(1), generators(0), guidance_scale=2.0)

@@ -10,15 +10,17 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (BertConfig, BertModel, CLIPConfig, CLIPModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast, T5Config,
                           T5Model)
 
-from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQGenError, VQVAEConfig
-from vqgen.curriculum import train_stage
-from vqgen.priors.fit import new_prior
+from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQVAEConfig
+from vqgen.errors import VQGenError
+from vqgen.priors.curriculum import train_stage
+from vqgen.priors.build import new_prior
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.codes import CodedCaptions
-from vqgen.priors.text import (Text, blank_captions, cached_features, check_features, check_tokenizer, drop_captions, encode_rows,
-                               load_encoder, load_tokenizer, new_tokenizer, pretrained_tokenizer, text_shape, token_ids, tokenize)
-from vqgen.sampling import steer
-from vqgen.devices import to_device
+from vqgen.priors.text import (Text, null_captions, cached_features, check_features, check_tokenizer,
+                               drop_captions, encode_rows, load_encoder, load_tokenizer, new_tokenizer,
+                               pretrained_tokenizer, text_shape, token_ids, tokenize)
+from vqgen.priors.sampling import apply_guidance
+from vqgen.training.devices import to_device
 from vqgen.vqvae.model import VQVAE
 
 CAPTIONS = ["a red fox in the snow", "a cat", "two green birds", "the moon above a very quiet sea at night"]
@@ -79,7 +81,7 @@ def pair(name, folder, seed=0):
 def new(tokenizer, encoder=None, **changes):
     torch.manual_seed(0)
     config = BrainConfig(**{**dict(width=32, heads=2, layers=3, bridge_ratio=1.0), **changes})
-    return BiHemisphericBrain(config, PriorShape(codebook_size=K, side=SIDE, **text_shape(tokenizer, encoder))).eval()
+    return BiHemisphericBrain(config, PriorShape(codebook_size=K, grid_size=SIDE, **text_shape(tokenizer, encoder))).eval()
 
 
 def scores(brain, text, codes=None):
@@ -117,7 +119,7 @@ def test_captions_are_enclosed_by_the_tokenizers_own_tokens(name, tmp_path):
 def test_empty_caption_is_what_the_tokenizer_makes_of_it(name, tmp_path):
     tokenizer = pretrained_tokenizer(save_tokenizer(name, tmp_path), 16)
     text, empty = tokenize(tokenizer, CAPTIONS), tokenize(tokenizer, [""])
-    blank = blank_captions(text, torch.tensor([True, False, True, False]))
+    blank = null_captions(text, torch.tensor([True, False, True, False]))
     for i in (0, 2): assert blank.input_ids[i, blank.attention_mask[i]].equal(empty.input_ids[0])
     for i in (1, 3): assert blank.input_ids[i].equal(text.input_ids[i]) and blank.attention_mask[i].equal(text.attention_mask[i])
     brain = new(tokenizer)
@@ -156,7 +158,7 @@ def test_brain_speaks_with_any_tokenizer(name, tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert [tokenizer.decode(row) for row in brain.describe(grids(4))] == CAPTIONS
+    assert [tokenizer.decode(row) for row in brain.caption(grids(4))] == CAPTIONS
 
 
 # --- padding and batches ---
@@ -277,7 +279,7 @@ def test_prior_reads_features(bert):
     torch.testing.assert_close(scores(brain, drop_captions(text, 1.0)), unconditional, rtol=1e-4, atol=1e-5)
     guided = brain.generate(text, generators(4), temperature=0.0, guidance_scale=3.0)
     both = (scores(brain, some, guided) for some in (text, tokenize(tokenizer, [""] * 4, encoder)))
-    assert steer(torch.cat(list(both)), 3.0).argmax(-1).equal(guided.flatten(1)[:, brain.order])
+    assert apply_guidance(torch.cat(list(both)), 3.0).argmax(-1).equal(guided.flatten(1)[:, brain.order])
     assert brain.generate(text, generators(4), steps=2, guidance_scale=2.0).shape == (4, SIDE, SIDE)
 
 
@@ -287,7 +289,7 @@ def test_writing_does_not_read_features(bert):
     brain, text = new(tokenizer, encoder), tokenize(tokenizer, CAPTIONS, encoder)
     codes = grids(4).flatten(1)
     assert brain.read(codes, text).equal(brain.read(codes, Text(text.input_ids, text.attention_mask)))
-    assert len(brain.describe(grids(4))) == 4
+    assert len(brain.caption(grids(4))) == 4
 
 
 def test_training_with_features(bert, tmp_path):

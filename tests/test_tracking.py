@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import CONFIG, FITS, Stopping, changed, refusal, vqgen, weights, write_config
 
-from vqgen.checkpoints import load_model
+from vqgen.training.checkpoints import load_model
 from vqgen.config import TrackingConfig
 from vqgen.experiment import train_prior_in, train_vqvae
 from vqgen.vqvae.model import VQVAE

@@ -5,11 +5,14 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqgen.checkpoints import load_model, save_model
-from vqgen.config import TrainConfig, VQGenError, VQVAEConfig, parse_config
-from vqgen.training import train
-from vqgen.vqvae.model import VQVAE, psnr, reconstruction_loss, ssim
-from vqgen.vqvae.quantizer import VectorQuantizerEMA, argmin, draw_rows, kmeans, nearest_codes, rotate
+from vqgen.training.checkpoints import load_model, save_model
+from vqgen.config import TrainConfig, VQVAEConfig, parse_config
+from vqgen.errors import VQGenError
+from vqgen.training.loop import train
+from vqgen.vqvae.losses import psnr, reconstruction_loss, ssim
+from vqgen.vqvae.model import VQVAE
+from vqgen.cpu import blocked_argmin
+from vqgen.vqvae.quantizer import VectorQuantizerEMA, kmeans, nearest_codes, rotate, sample_rows
 
 SMALL = dict(hidden_channels=16, residual_channels=8, residual_layers=1, codebook_size=32, code_dim=8)
 
@@ -60,7 +63,7 @@ def test_any_shape_size_and_type(batch, size, dim, height, width, dtype, gradien
 @given(rows=st.integers(1, 40), blocks=st.integers(1, 5), values=st.integers(2, 1000))
 def test_argmin_finds_the_smallest(rows, blocks, values):
     scores = torch.randint(values, (rows, 32 * blocks)).float()      # with ties
-    assert scores.gather(1, argmin(scores)[:, None])[:, 0].equal(scores.amin(1))
+    assert scores.gather(1, blocked_argmin(scores)[:, None])[:, 0].equal(scores.amin(1))
 
 
 def test_kmeans_centres_are_the_means_of_their_rows():
@@ -79,9 +82,9 @@ def test_kmeans_with_fewer_rows_than_codes():
 def test_draws_depend_only_on_the_random_state():
     rows, weights = torch.randn(100, 3), torch.rand(100)
     torch.manual_seed(7)
-    first = draw_rows(rows, weights, 10)
+    first = sample_rows(rows, weights, 10)
     torch.manual_seed(7)
-    assert draw_rows(rows, weights, 10).equal(first)
+    assert sample_rows(rows, weights, 10).equal(first)
 
 
 def test_a_used_code_moves_to_the_mean_of_its_inputs():
@@ -270,7 +273,7 @@ def test_shapes(f):
     pictures = model.decode(codes)
     assert pictures.shape == images.shape and pictures.abs().max() <= 1
     assert pictures.equal(model(images)[0].clamp(-1, 1))
-    assert model.num_codes_per_side(32) == 32 // f
+    assert model.grid_size(32) == 32 // f
 
 
 @pytest.mark.parametrize("f", [2, 4, 8])
@@ -292,7 +295,7 @@ def test_wrong_shapes_are_refused_in_a_sentence(shape, words):
 
 
 def test_num_codes_per_side_names_both_numbers():
-    with pytest.raises(VQGenError, match="50.*4"): small_model().num_codes_per_side(50)
+    with pytest.raises(VQGenError, match="50.*4"): small_model().grid_size(50)
 
 
 def test_psnr_is_the_mean_over_pictures():

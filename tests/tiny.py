@@ -11,14 +11,15 @@ import pytest
 import torch
 import yaml
 
-from vqgen.checkpoints import newest_state
-from vqgen.config import StageConfig, TrainConfig, VQGenError, parse_config
-from vqgen.curriculum import train_stage
-from vqgen.priors.fit import new_prior, train_prior
-from vqgen.data import load_data
+from vqgen.training.checkpoints import newest_state
+from vqgen.config import StageConfig, TrainConfig, parse_config
+from vqgen.errors import VQGenError
+from vqgen.priors.curriculum import train_stage
+from vqgen.priors.build import new_prior, train_prior
+from vqgen.data.datasets import load_data
 from vqgen.priors.codes import CodedCaptions, encode_dataset
 from vqgen.priors.text import train_tokenizer
-from vqgen.training import train
+from vqgen.training.loop import train
 from vqgen.vqvae.model import VQVAE
 
 TREE = {

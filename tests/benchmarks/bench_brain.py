@@ -56,10 +56,10 @@ def parameters(model): return sum(parameter.numel() for parameter in model.param
 
 def ours(downsample, device):
     "A function that draws a batch of pictures in one pass, with a codebook for that `downsample`."
-    shape = PriorShape(codebook_size=K, side=IMAGE_SIZE // downsample, vocab_size=VOCABULARY, max_length=LIMIT)
+    shape = PriorShape(codebook_size=K, grid_size=IMAGE_SIZE // downsample, vocab_size=VOCABULARY, max_length=LIMIT)
     brain = BiHemisphericBrain(BrainConfig(width=WIDTH, heads=HEADS, layers=LAYERS), shape).eval().to(device)
     vqvae = vqvae_of(downsample).eval().to(device)
-    print(f"ours, {shape.side ** 2:5,} codes: {parameters(brain):.1f} M parameters, decoder {parameters(vqvae.decoder):.1f} M")
+    print(f"ours, {shape.grid_size ** 2:5,} codes: {parameters(brain):.1f} M parameters, decoder {parameters(vqvae.decoder):.1f} M")
 
     @torch.inference_mode()
     def draw(text):

@@ -16,9 +16,9 @@ import torch
 from timing import medians
 from vqgen.config import load_config
 from vqgen.experiment import load_judge, load_splits, reconstruct
-from vqgen.judge import caption_accuracy, diversity
+from vqgen.evaluation.judge import caption_accuracy, diversity
 from vqgen.pipeline import Pipeline, find_run
-from vqgen.priors.fit import PRIORS
+from vqgen.priors.build import PRIORS
 
 STEPS = (1, 4, 8, 16)
 
@@ -72,7 +72,7 @@ def main():
     faces = held_out.batch(range(min(400, len(held_out))))
     result = {"one_shot_accuracy": one["accuracy"], "teacher_accuracy": teacher["accuracy"], "diversity_vs_teacher": one["diversity"] / teacher["diversity"],
               "speedup_vs_teacher": teacher["ms"] / one["ms"], "speedup_vs_transformer": table["Transformer, top-p 0.9"]["ms"] / one["ms"],
-              "caption_accuracy": caption_accuracy(pipes["cftn-v2"].describe(faces), held_out.attributes)}
+              "caption_accuracy": caption_accuracy(pipes["cftn-v2"].caption(faces), held_out.attributes)}
     for name, value in result.items(): print(f"{name:24} {value:.3f}")
     if asked.json: Path(asked.json).write_text(json.dumps({**result, "table": table, "parameters": sizes}, indent=1))
 

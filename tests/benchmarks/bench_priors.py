@@ -77,7 +77,7 @@ def captions(batch, length, device):
     return Text(torch.where(real, ids, PAD), real).to(device)
 
 
-def shape_of(codes): return PriorShape(codebook_size=K, side=math.isqrt(codes), vocab_size=VOCABULARY, max_length=LIMIT)
+def shape_of(codes): return PriorShape(codebook_size=K, grid_size=math.isqrt(codes), vocab_size=VOCABULARY, max_length=LIMIT)
 
 
 def parameters(model): return sum(parameter.numel() for parameter in model.parameters()) / 1e6
@@ -140,7 +140,7 @@ def training(batch, codes, device):
     """
     shape, sizes = shape_of(codes), dict(width=WIDTH, heads=HEADS)
     pictures, text, limit = torch.randint(K, (batch, codes)).to(device), captions(batch, REAL, device), captions(batch, LIMIT, device)
-    grids, examples = pictures.view(batch, shape.side, -1), max(1, batch * codes // 64)
+    grids, examples = pictures.view(batch, shape.grid_size, -1), max(1, batch * codes // 64)
     ours = {"lstm": LSTMPrior(LSTMConfig(**sizes, layers=4), shape), "transformer": TransformerPrior(TransformerConfig(**sizes, layers=LAYERS), shape),
             "cftn": CFTN(CFTNConfig(**sizes, layers=LAYERS), shape)}
     recurrent, causal, masked = RecurrentStandIn(4), CausalStandIn(codes), MaskedStandIn(codes)

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from vqgen.batches import batches
+from vqgen.training.batches import batches
 from vqgen.config import load_config
-from vqgen.curriculum import train_stage
-from vqgen.priors.fit import new_prior
-from vqgen.data import load_data
+from vqgen.priors.curriculum import train_stage
+from vqgen.priors.build import new_prior
+from vqgen.data.datasets import load_data
 from vqgen.priors.codes import CodedCaptions, encode_dataset
 from vqgen.priors.text import train_tokenizer
-from vqgen.training import make_optimizer, model_loss, train
+from vqgen.training.loop import make_optimizer, model_loss, train
 from vqgen.vqvae.model import VQVAE
 
 

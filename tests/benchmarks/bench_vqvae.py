@@ -12,9 +12,10 @@ from torch import nn
 
 from vqgen.config import VQVAEConfig, load_config
 from vqgen.experiment import load_splits, train_vqvae
-from vqgen.metrics import codebook_usage
-from vqgen.training import train
-from vqgen.vqvae.model import VQVAE, psnr, ssim
+from vqgen.evaluation.metrics import codebook_usage
+from vqgen.training.loop import train
+from vqgen.vqvae.losses import psnr, ssim
+from vqgen.vqvae.model import VQVAE
 
 
 class AncestorQuantizer(nn.Module):

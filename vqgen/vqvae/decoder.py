@@ -6,7 +6,6 @@
 __all__ = ['upconv', 'Decoder']
 
 # %% ../../nbs/12_vqvae.decoder.ipynb #cf9a64f9
-import torch
 from torch import nn
 
 from ..config import VQVAEConfig

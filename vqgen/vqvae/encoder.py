@@ -6,7 +6,6 @@
 __all__ = ['conv', 'Residual', 'ResidualStack', 'stage_widths', 'Encoder']
 
 # %% ../../nbs/10_vqvae.encoder.ipynb #a76521cc
-import torch
 from torch import nn
 
 from ..config import VQVAEConfig
