@@ -98,7 +98,7 @@ def test_mask_is_never_emitted(tokenizer, text, damage):
         for parameter in brain.parameters():
             if damage == "large": parameter.normal_(std=30)
             if damage == "huge": parameter.normal_(std=1e15)   # scores overflow to infinity and NaN
-        if damage == "mask embedding everywhere": brain.codes.tokens.weight[:] = 1e4 * brain.codes.tokens.weight[-1]
+        if damage == "mask embedding everywhere": brain.image_tower.tokens.weight[:] = 1e4 * brain.image_tower.tokens.weight[-1]
     for steps in (1, 2, 5, SIDE**2, SIDE**2 + 4):
         for temperature in (0.0, 1.0, 1e4):
             for options in ({}, {"guidance_scale": 5.0}):
@@ -154,7 +154,7 @@ def test_one_pass_is_one_pass(wavering, text):
     "Each layer of the image tower runs once, with every caption, guided or not; from a blank canvas those that come before the captions only once for all."
     wavering.kept = None, None
     runs = []
-    hooks = [block.register_forward_hook(lambda *_, number=number: runs.append(number)) for number, block in enumerate(wavering.codes.blocks)]
+    hooks = [block.register_forward_hook(lambda *_, number=number: runs.append(number)) for number, block in enumerate(wavering.image_tower.blocks)]
     given = grids(4).masked_fill(torch.arange(SIDE) > 0, -1)
     for options, wanted in ({}, [0, 1, 2]), ({"guidance_scale": 2.0}, [1, 2]), ({"given": given}, [0, 1, 2]):
         runs.clear()
@@ -170,7 +170,7 @@ def test_what_is_kept_of_a_blank_canvas_goes_with_the_weights(tokenizer, text, c
     before = brain.generate(text, generators(0, 1, 2, 3))
     if change == "a step of a training": fit(brain, grids(32), Text(*(part.repeat(8, 1) for part in text)), 30, DRAW)
     elif change == "weights of another brain": brain.load_state_dict(new(tokenizer, seed=1).state_dict())
-    else: brain.codes.blocks[0].mlp[0].weight.data = torch.randn_like(brain.codes.blocks[0].mlp[0].weight)
+    else: brain.image_tower.blocks[0].mlp[0].weight.data = torch.randn_like(brain.image_tower.blocks[0].mlp[0].weight)
     after = brain.generate(text, generators(0, 1, 2, 3))
     save_model(brain, tmp_path)
     assert after.equal(load_model(tmp_path, BiHemisphericBrain).generate(text, generators(0, 1, 2, 3)))
@@ -184,7 +184,7 @@ def test_a_blank_row_is_seen_as_alone(brain, text):
     alone = torch.cat([brain.climb(row[None]) for row in canvas])
     together = brain.begin(canvas)
     assert torch.allclose(together, alone, atol=1e-5)
-    found = [torch.autograd.grad(side.square().sum(), list(brain.codes.blocks[0].parameters()), retain_graph=True) for side in (together, alone)]
+    found = [torch.autograd.grad(side.square().sum(), list(brain.image_tower.blocks[0].parameters()), retain_graph=True) for side in (together, alone)]
     assert all(torch.allclose(*pair, rtol=1e-3, atol=1e-3) for pair in zip(*found))
     with torch.inference_mode(): assert torch.allclose(brain.begin(canvas), alone, atol=1e-5)
 
@@ -408,7 +408,7 @@ def test_word_by_word_is_as_all_at_once(tokenizer, text, layers, bridge_ratio):
         expected = brain.read(codes, Text(ids, torch.ones_like(ids, dtype=torch.bool)))
         offers, caches = brain.look(codes), [KVCache(16) for _ in range(layers)]
         for i in range(ids.shape[1]):
-            scores = brain.tell(brain.words.embed(ids[:, :i + 1])[:, -1:], offers, caches=caches)[:, 0]
+            scores = brain.tell(brain.text_tower.embedding(ids[:, :i + 1])[:, -1:], offers, caches=caches)[:, 0]
             torch.testing.assert_close(scores, expected[:, i], rtol=1e-4, atol=1e-4)
 
 

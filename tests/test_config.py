@@ -81,7 +81,7 @@ def test_key_like_nothing_known_gets_no_guess():
     ("data.flip", "perhaps", "boolean"), ("data.source", ["a"], "string"),
     ("vqvae.model.downsample", 3, "2, 4, 8 or 16"), ("vqvae.train.learning_rate", 0, "0"),
     ("vqvae.train.learning_rate", float("nan"), ""), ("vqvae.train.learning_rate", float("inf"), ""),
-    ("vqvae.train.mixed_precision", "fp8", "'bf16'"), ("tracking.mode", "onlin", "'online'"),
+    ("vqvae.train.precision", "fp8", "'bf16'"), ("tracking.mode", "onlin", "'online'"),
     ("cftn_v2.model.dropout", 1, "1"), ("cftn_v2.stage1.gate_learning_rate", -1, "0"), ("cftn_v2.stage2.full_mask_share", 2, "1"),
     ("name", "a/b", ""), ("seed", -1, "0"), ("data", "avatars", ""), ("vqvae.train", None, ""), ("cftn_v2.stage1", [1], ""),
 ])
@@ -98,7 +98,7 @@ def test_overrides_are_read_as_yaml(override):
 @pytest.mark.parametrize("key, text, value", [
     ("vqvae.train.learning_rate", "1e-3", 1e-3), ("data.flip", "true", True), ("cftn_v2.stage1.gate_learning_rate", "null", None),
     ("cftn-v2.model.bridge-ratio", "0.5", 0.5), ("name", "over.night-2", "over.night-2"),
-    ("tracking.mode", "off", "off"), ("vqvae.train.mixed_precision", "no", "no"),   # YAML 1.1 reads both words as false
+    ("tracking.mode", "off", "off"), ("data.style", "no", "no"),   # YAML 1.1 reads both words as false
 ])
 def test_overrides_a_user_would_type(key, text, value):
     config = load_config("avatars", {key: text})
@@ -108,9 +108,9 @@ def test_overrides_a_user_would_type(key, text, value):
 
 def test_words_that_yaml_takes_for_booleans(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("tracking: {mode: off}\nvqvae: {train: {mixed_precision: no}}\ndata: {flip: yes}\n", "utf-8")
+    path.write_text("tracking: {mode: off}\ndata: {flip: yes}\n", "utf-8")
     config = load_config(path)
-    assert (config.tracking.mode, config.vqvae.train.mixed_precision, config.data.flip) == ("off", "no", True)
+    assert (config.tracking.mode, config.vqvae.train.precision, config.data.flip) == ("off", "no", True)
 
 
 def test_override_below_a_value_is_refused():

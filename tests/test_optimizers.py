@@ -30,7 +30,7 @@ def test_muon_leaves_embeddings_heads_and_vectors_to_adamw(name):
     model = prior(name)
     inner = {id(parameter) for group in make_optimizer(model, MUON).param_groups if group["lr"] == 0.02 for parameter in group["params"]}
     for part, parameter in model.named_parameters():
-        outside = parameter.ndim != 2 or "head" in part or "tokens" in part or "positions" in part or "shift" in part or part == "echo" or "lstm." in part
+        outside = parameter.ndim != 2 or "head" in part or "tokens" in part or "positions" in part or "shift" in part or part == "feedback" or "lstm." in part
         assert (id(parameter) in inner) == (not outside), part
 
 

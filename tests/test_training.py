@@ -175,7 +175,7 @@ class StoppingInTheLoop(Stopping):
         return self.data.__getitems__(indices)
 
 
-@pytest.mark.parametrize("options", [{"compile": True}, {"mixed_precision": "bf16"}], ids=["compiled", "bf16"])
+@pytest.mark.parametrize("options", [{"compile": True}, {"precision": "bf16"}], ids=["compiled", "bf16"])
 def test_faster_ways_train_too(tmp_path, options):
     "The loss ends where it does otherwise, and the model can be loaded as ever."
     first = train_plain(tmp_path / "plain")[1][-1]["loss"]
@@ -185,7 +185,7 @@ def test_faster_ways_train_too(tmp_path, options):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
 def test_precision_that_this_machine_lacks_is_refused(tmp_path):
-    assert "fp16" in refusal(train_plain, tmp_path, mixed_precision="fp16")
+    assert "fp16" in refusal(train_plain, tmp_path, precision="fp16")
 
 
 # --- other settings ---

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Section', 'DataConfig', 'VQVAEConfig', 'TextConfig', 'PriorConfig', 'LSTMConfig', 'TransformerConfig', 'CFTNConfig',
            'BrainConfig', 'PriorShape', 'TrainConfig', 'StageConfig', 'TrackingConfig', 'VQVAESection', 'LSTMSection',
-           'TransformerSection', 'CFTNSection', 'BrainSection', 'Config', 'parse_section', 'parse_config',
-           'preset_names', 'load_config', 'dump_config']
+           'TransformerSection', 'CFTNSection', 'BrainSection', 'ClassifierSection', 'Config', 'parse_section',
+           'parse_config', 'preset_names', 'load_config', 'dump_config']
 
 # %% ../nbs/82_config.ipynb #e42d3142
 import difflib
@@ -132,7 +132,7 @@ class TrainConfig(Section):
     warmup_steps: int = Field(50, ge=0)        # linear warm-up, then a cosine to zero
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.99, ge=0, lt=1) # of the weights that are evaluated and saved
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"   # auto: what the device computes fast and safely
     compile: bool = False                      # torch.compile: slow to begin, then faster
     eval_every: int = Field(250, ge=1)         # steps between looks at the validation split
     save_every: int = Field(250, ge=1)         # steps between checkpoints
@@ -182,6 +182,10 @@ class BrainSection(Section):
     stage1: StageConfig = StageConfig(caption_weight=0.1)
     stage2: StageConfig = StageConfig()
 
+class ClassifierSection(Section):
+    "The classifier that judges drawings of known attributes: its training."
+    train: TrainConfig = TrainConfig(steps=1500, learning_rate=2e-3, ema_decay=0.98, save_every=1500)
+
 # %% ../nbs/82_config.ipynb #c0a5e003
 class Config(Section):
     "One experiment."
@@ -194,6 +198,7 @@ class Config(Section):
     transformer: TransformerSection = TransformerSection()
     cftn: CFTNSection = CFTNSection()
     cftn_v2: BrainSection = BrainSection()
+    classifier: ClassifierSection = ClassifierSection()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

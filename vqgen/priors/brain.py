@@ -66,23 +66,26 @@ class Hemispheres(nn.Module):
         self.config, self.shape, self.mask_id = config, shape, shape.codebook_size
         width, heads, layers = config.width, config.heads, config.layers
         sizes = (width, heads, layers, config.mlp_ratio, config.dropout)
-        self.words = Tower(shape.vocab_size, shape.max_length, *sizes, shift=2, feature_dim=shape.feature_dim)
-        self.codes = Tower(shape.codebook_size + 1, shape.grid_size ** 2, *sizes)                          # one more, [MASK]
+        self.text_tower = Tower(shape.vocab_size, shape.max_length, *sizes, shift=2, feature_dim=shape.feature_dim)
+        self.image_tower = Tower(shape.codebook_size + 1, shape.grid_size ** 2, *sizes)                          # one more, [MASK]
         count = max(1, round(layers * config.bridge_ratio))
         self.first_bridge = (layers - count) // 2
         self.bridges = nn.ModuleList(CallosalLayer(width, heads) for _ in range(count)).apply(initialise)
-        self.code_head, self.word_head = nn.Linear(width, shape.codebook_size), nn.Linear(width, shape.vocab_size)
-        for head in (self.code_head, self.word_head): nn.init.normal_(head.weight, std=0.02)   # all scores begin alike
-        self.echo = nn.Parameter(torch.ones(layers, width))    # how a decision is heard by the layers above
+        self.code_head, self.caption_head = nn.Linear(width, shape.codebook_size), nn.Linear(width, shape.vocab_size)
+        for head in (self.code_head, self.caption_head): nn.init.normal_(head.weight, std=0.02)   # all scores begin alike
+        self.feedback = nn.Parameter(torch.ones(layers, width))    # how a decision is heard by the layers above
         self.decided = decisions_per_layer(layers, self.first_bridge, shape.grid_size ** 2)
         self.top = self.decided.index(shape.grid_size ** 2) - 1     # the layer that decides the last codes
         self.register_buffer("order", halton_order(shape.grid_size).argsort())   # the places, in the order of deciding; saved with the weights
         self.kept = None, None                                              # what `blank` made, and of which weights
 
+    @property
+    def code_embedding(self): return self.image_tower.embedding
+
     def climb(self, canvas):
         "What the image tower makes of `canvas` (B, N) before the first bridge, where no word has been heard: (B, N, C)."
-        codes = self.codes.embed(canvas)
-        for layer in range(self.first_bridge + 1): codes = self.codes.blocks[layer](codes)
+        codes = self.image_tower.embedding(canvas)
+        for layer in range(self.first_bridge + 1): codes = self.image_tower.blocks[layer](codes)
         return codes
 
 # %% ../../nbs/37_priors.brain.ipynb #26000032
@@ -92,8 +95,8 @@ class StartingHemispheres(Hemispheres):
         "What `climb` makes of a blank canvas, (1, N, C); outside of training it is kept until a weight changes."
         canvas = torch.full((1, len(self.order)), self.mask_id, device=self.order.device)
         if self.training or torch.is_grad_enabled(): return self.climb(canvas)
-        below = (weight for layer in range(self.first_bridge + 1) for weight in self.codes.blocks[layer].parameters())
-        weights = [self.codes.tokens.weight, self.codes.positions, *below]
+        below = (weight for layer in range(self.first_bridge + 1) for weight in self.image_tower.blocks[layer].parameters())
+        weights = [self.image_tower.embedding.tokens.weight, self.image_tower.embedding.positions, *below]
         stamp = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
         if self.kept[0] != stamp: self.kept = stamp, self.climb(canvas)
         return self.kept[1]
@@ -114,21 +117,21 @@ class DrawingHemispheres(StartingHemispheres):
         """
         check_features(text, self.shape)
         real, last_bridge = text.attention_mask, self.first_bridge + len(self.bridges) - 1
-        words, codes = self.words.embed(text.input_ids, text.features), self.begin(canvas)            # (B, T, C), (B, N, C)
+        words, codes = self.text_tower.embedding(text.input_ids, text.features), self.begin(canvas)            # (B, T, C), (B, N, C)
         for layer in range(self.top + 1):
             places = self.order[self.decided[layer]:self.decided[layer + 1]]
-            if layer <= last_bridge: words = self.words.blocks[layer](words, padding_mask(real))
-            if layer > self.first_bridge: codes = self.codes.blocks[layer](codes, places=places if layer == self.top else None)
+            if layer <= last_bridge: words = self.text_tower.blocks[layer](words, padding_mask(real))
+            if layer > self.first_bridge: codes = self.image_tower.blocks[layer](codes, places=places if layer == self.top else None)
             elif layer == self.top: codes = codes[:, places]
             if self.first_bridge <= layer <= last_bridge:
                 words, codes = self.bridges[layer - self.first_bridge](words, codes, real, words_read=layer < last_bridge)
-            if layer == self.top: decide(self.code_head(self.codes.norm(codes)), places)              # nobody is left to be told
+            if layer == self.top: decide(self.code_head(self.image_tower.norm(codes)), places)              # nobody is left to be told
             elif len(places): codes = self.announce(codes, layer, places, decide)
 
     def announce(self, codes, layer, places, decide):
         "`codes` (B, N, C) after it is decided what stands at `places`, so that the layers above know."
-        decided = decide(self.code_head(self.codes.norm(codes[:, places])), places)                   # (B, n)
-        return codes.index_add(1, places, self.echo[layer] * self.codes.tokens(decided))
+        decided = decide(self.code_head(self.image_tower.norm(codes[:, places])), places)                   # (B, n)
+        return codes.index_add(1, places, self.feedback[layer] * self.image_tower.embedding.tokens(decided))
 
 # %% ../../nbs/37_priors.brain.ipynb #26000001
 class ReadingHemispheres(DrawingHemispheres):
@@ -137,22 +140,22 @@ class ReadingHemispheres(DrawingHemispheres):
         "What `codes` (B, N) offer the words at each bridge: keys and values, which are the same for any words."
         x, offers = self.climb(codes), []                                                             # (B, N, C)
         for layer, bridge in enumerate(self.bridges, start=self.first_bridge):
-            if layer > self.first_bridge: x = self.codes.blocks[layer](x)
+            if layer > self.first_bridge: x = self.image_tower.blocks[layer](x)
             offers.append(bridge.offer(x))
         return offers
 
     def tell(self, words, offers, mask=None, caches=None):
         "Scores (B, T, V) for the word after each of the embedded `words` (B, T, C), given what codes offer; `caches`, one a layer, hold the words before."
-        for layer, block in enumerate(self.words.blocks):
+        for layer, block in enumerate(self.text_tower.blocks):
             words = block(words, mask, caches[layer] if caches else None)                             # (B, T, C)
             bridge = layer - self.first_bridge
             if 0 <= bridge < len(self.bridges): words = self.bridges[bridge].read(words, *offers[bridge])
-        return self.word_head(self.words.norm(words))
+        return self.caption_head(self.text_tower.norm(words))
 
     def read(self, codes, text):
         "Scores (B, T, V) for the word after each word of `text`, given `codes` (B, N)."
         ids, mask = text.input_ids, padding_mask(text.attention_mask) & causal_mask(text.input_ids.shape[1], codes.device)
-        return self.tell(self.words.embed(ids), self.look(codes), mask)     # by ids alone: a feature has seen later words
+        return self.tell(self.text_tower.embedding(ids), self.look(codes), mask)     # by ids alone: a feature has seen later words
 
 # %% ../../nbs/37_priors.brain.ipynb #26000021
 def entropies(codes, known):
@@ -235,10 +238,10 @@ class DescribingBrain(LearningBrain):
         parse_section(Sampling, {"temperature": temperature, "top_p": top_p}, "caption")
         if temperature and len(generators or []) != len(codes):
             raise VQGenError(f"to draw the words of {len(codes)} captions takes as many generators, not {len(generators or [])}")
-        shape, offers, caches = self.shape, self.look(codes.flatten(1)), [KVCache(self.shape.max_length) for _ in self.words.blocks]
+        shape, offers, caches = self.shape, self.look(codes.flatten(1)), [KVCache(self.shape.max_length) for _ in self.text_tower.blocks]
         ids = torch.full((len(codes), 1), shape.start_id, device=codes.device)
         while ids.shape[1] < shape.max_length and not (ids[:, 1:] == shape.end_id).any(1).all():
-            scores = self.tell(self.words.embed(ids)[:, -1:], offers, caches=caches)                 # (B, 1, V)
+            scores = self.tell(self.text_tower.embedding(ids)[:, -1:], offers, caches=caches)                 # (B, 1, V)
             ids = torch.cat([ids, sample(scores.float(), generators, temperature, top_p=top_p)], 1)    # (B, words so far)
         rows = [row[1:] for row in ids.tolist()]
         return [row[:row.index(shape.end_id)] if shape.end_id in row else row for row in rows]

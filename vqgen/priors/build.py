@@ -26,7 +26,7 @@ def start_from_codebook(prior, codebook):
     "Let embeddings and scores of codes start as a random projection of their vectors (K, D)."
     vectors = ((codebook - codebook.mean(0)) / codebook.std().clamp_min(1e-6)).cpu()
     projected = vectors @ torch.randn(vectors.shape[1], prior.config.width) / vectors.shape[1] ** 0.5
-    prior.codes.tokens.weight[:len(projected)] = 0.5 * projected
+    prior.code_embedding.tokens.weight[:len(projected)] = 0.5 * projected
     prior.code_head.weight.copy_(0.02 * projected)
 
 def new_prior(name, config, vqvae, tokenizer, image_size, seed=0, encoder=None, codes=None):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import CFTNConfig, PriorShape
-from .blocks import CrossBlock, Tower, initialise, text_keys_values
+from .blocks import CrossBlock, Embedding, Tower, initialise, text_keys_values
 from .text import drop_captions
 from .sampling import GenerationMixin, MaskedSampling, mask_ratio, masked
 
@@ -31,8 +31,9 @@ class MaskedTransformer(nn.Module):
         super().__init__()
         self.config, self.shape, self.mask_id = config, shape, shape.codebook_size
         width, heads, rest = config.width, config.heads, (config.mlp_ratio, config.dropout)
-        self.words = Tower(shape.vocab_size, shape.max_length, width, heads, config.text_layers, *rest, shift=2, feature_dim=shape.feature_dim)
-        self.codes = Tower(shape.codebook_size + 1, shape.grid_size ** 2, width, heads, layers=0)     # one more, [MASK]
+        self.text_tower = Tower(shape.vocab_size, shape.max_length, width, heads, config.text_layers, *rest, shift=2, feature_dim=shape.feature_dim)
+        self.code_embedding = Embedding(shape.codebook_size + 1, shape.grid_size ** 2, width).apply(initialise)   # + [MASK]
+        self.norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(CrossBlock(width, heads, *rest) for _ in range(config.layers)).apply(initialise)
         self.code_head = nn.Linear(width, shape.codebook_size)
         nn.init.normal_(self.code_head.weight, std=0.02)                                         # all scores begin alike
@@ -42,13 +43,13 @@ class MaskedTransformer(nn.Module):
 
     def start(self, text):
         "What each block will look at of the words: keys, values and mask."
-        return text_keys_values(self.words, self.blocks, text)
+        return text_keys_values(self.text_tower, self.blocks, text)
 
     def forward(self, canvas, words, where=slice(None)):                                         # (B, N)
         "Scores (B, N, K) for the codes of `canvas`, or (M, K) for those at the true places of `where`; `words` as from `start`."
-        x = self.codes.embed(canvas)                                                             # (B, N, C)
+        x = self.code_embedding(canvas)                                                             # (B, N, C)
         for block, keys_values_mask in zip(self.blocks, words): x = block(x, *keys_values_mask)
-        return self.code_head(self.codes.norm(x[where]))                                         # (B, N, K) or (M, K)
+        return self.code_head(self.norm(x[where]))                                         # (B, N, K) or (M, K)
 
 # %% ../../nbs/36_priors.cftn.ipynb #f7ce979f
 class CFTN(GenerationMixin, MaskedTransformer):

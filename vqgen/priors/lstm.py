@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import LSTMConfig, PriorShape
-from .blocks import Attention, Tower, initialise, text_keys_values
+from .blocks import Attention, Embedding, Tower, initialise, text_keys_values
 from .text import drop_captions
 from .sampling import GenerationMixin, Sampling, sample_autoregressive
 
@@ -64,27 +64,28 @@ class LSTMPrior(Autoregressive):
         super().__init__()
         self.config, self.shape = config, shape
         width, heads = config.width, config.heads
-        self.words = Tower(shape.vocab_size, shape.max_length, width, heads, config.text_layers, config.mlp_ratio, config.dropout,
+        self.text_tower = Tower(shape.vocab_size, shape.max_length, width, heads, config.text_layers, config.mlp_ratio, config.dropout,
                            shift=2, feature_dim=shape.feature_dim)
-        self.codes = Tower(shape.codebook_size + 1, shape.grid_size ** 2, width, heads, layers=0)     # one more, the start token
+        self.code_embedding = Embedding(shape.codebook_size + 1, shape.grid_size ** 2, width).apply(initialise)   # + start token
+        self.norm = nn.LayerNorm(width)
         self.above = nn.Parameter(0.5 * torch.randn(width))
         self.blocks = nn.ModuleList(RecurrentBlock(width, heads, config.dropout) for _ in range(config.layers)).apply(initialise)
         self.code_head = nn.Linear(width, shape.codebook_size)
         nn.init.normal_(self.code_head.weight, std=0.02)                                         # all scores begin alike
 
     def forward(self, codes, text):                                                              # (B, N)
-        above = self.codes.tokens(self.shifted(codes, self.shape.grid_size))                          # (B, N, C)
-        x = self.codes.embed(self.shifted(codes)) + self.above * above                           # (B, N, C)
-        for block, words in zip(self.blocks, text_keys_values(self.words, self.blocks, text)): x, _ = block(x, *words)
-        return self.code_head(self.codes.norm(x))                                                # (B, N, K)
+        above = self.code_embedding.tokens(self.shifted(codes, self.shape.grid_size))                          # (B, N, C)
+        x = self.code_embedding(self.shifted(codes)) + self.above * above                           # (B, N, C)
+        for block, words in zip(self.blocks, text_keys_values(self.text_tower, self.blocks, text)): x, _ = block(x, *words)
+        return self.code_head(self.norm(x))                                                # (B, N, K)
 
     def start(self, text):
-        return SimpleNamespace(words=text_keys_values(self.words, self.blocks, text), memories=[None] * len(self.blocks), past=[])
+        return SimpleNamespace(words=text_keys_values(self.text_tower, self.blocks, text), memories=[None] * len(self.blocks), past=[])
 
     def step(self, codes, state):                                                                # (B,)
         place = len(state.past)
-        state.past.append(self.codes.tokens(codes))                                              # (B, C); the start token is past[0]
+        state.past.append(self.code_embedding.tokens(codes))                                              # (B, C); the start token is past[0]
         above = state.past[max(0, place + 1 - self.shape.grid_size)]
-        x = (state.past[-1] + self.codes.positions[place] + self.above * above)[:, None]         # (B, 1, C)
+        x = (state.past[-1] + self.code_embedding.positions[place] + self.above * above)[:, None]         # (B, 1, C)
         for i, block in enumerate(self.blocks): x, state.memories[i] = block(x, *state.words[i], memory=state.memories[i])
-        return self.code_head(self.codes.norm(x))[:, 0]                                          # (B, K)
+        return self.code_head(self.norm(x))[:, 0]                                          # (B, K)

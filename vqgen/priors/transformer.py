@@ -14,7 +14,7 @@ from torch import nn
 
 from ..config import PriorShape, TransformerConfig
 from ..cpu import with_banded_linears
-from .blocks import KVCache, Tower, causal_mask, padding_mask_or_none
+from .blocks import Embedding, KVCache, Tower, causal_mask, initialise, padding_mask_or_none
 from .lstm import Autoregressive
 
 # %% ../../nbs/35_priors.transformer.ipynb #065af5eb
@@ -32,32 +32,36 @@ class TransformerPrior(Autoregressive):
         super().__init__()
         self.config, self.shape = config, shape
         width, heads = config.width, config.heads
-        self.words = Tower(shape.vocab_size, shape.max_length, width, heads, layers=0, shift=2, feature_dim=shape.feature_dim)
-        self.codes = Tower(shape.codebook_size + 1, shape.grid_size ** 2, width, heads, config.layers, config.mlp_ratio, config.dropout)
+        self.text_embedding = Embedding(shape.vocab_size, shape.max_length, width, 2, shape.feature_dim).apply(initialise)
+        self.text_norm = nn.LayerNorm(width)
+        self.code_tower = Tower(shape.codebook_size + 1, shape.grid_size ** 2, width, heads, config.layers, config.mlp_ratio, config.dropout)
         self.code_head = nn.Linear(width, shape.codebook_size)
         nn.init.normal_(self.code_head.weight, std=0.02)                                        # all scores begin alike
 
+    @property
+    def code_embedding(self): return self.code_tower.embedding
+
     def forward(self, codes, text):                                                             # (B, N)
         ids, real = text.input_ids, text.attention_mask
-        x = torch.cat([self.words(ids, features=text.features), self.codes.embed(self.shifted(codes))], 1)   # (B, T + N, C)
+        x = torch.cat([self.text_norm(self.text_embedding(ids, text.features)), self.code_tower.embedding(self.shifted(codes))], 1)   # (B, T + N, C)
         mask = prefix_mask(real, codes.shape[1])                                                # (B, 1, T + N, T + N)
-        for block in self.codes.blocks: x = block(x, mask)
-        return self.code_head(self.codes.norm(x[:, ids.shape[1]:]))                             # (B, N, K)
+        for block in self.code_tower.blocks: x = block(x, mask)
+        return self.code_head(self.code_tower.norm(x[:, ids.shape[1]:]))                             # (B, N, K)
 
     def start(self, text):
         ids, real = text.input_ids, text.attention_mask
         count = self.shape.grid_size ** 2
-        blocks, head = with_banded_linears(self.codes.blocks), with_banded_linears(self.code_head)
+        blocks, head = with_banded_linears(self.code_tower.blocks), with_banded_linears(self.code_head)
         layers = [(block, KVCache(ids.shape[1] + count)) for block in blocks]
         state = SimpleNamespace(place=0, layers=layers, head=head, mask=padding_mask_or_none(real))
-        x = self.words(ids, features=text.features)                                             # (B, T, C)
+        x = self.text_norm(self.text_embedding(ids, text.features))                                             # (B, T, C)
         for block, cache in layers: x = block(x, state.mask, cache)
         if state.mask is not None: state.mask = F.pad(state.mask, (0, count), value=True)       # (B, 1, 1, T + N)
         return state
 
     def step(self, codes, state):                                                               # (B,)
-        x = (self.codes.tokens(codes) + self.codes.positions[state.place])[:, None]             # (B, 1, C)
+        x = (self.code_tower.embedding.tokens(codes) + self.code_tower.embedding.positions[state.place])[:, None]             # (B, 1, C)
         state.place += 1
         mask = None if state.mask is None else state.mask[..., :state.layers[0][1].filled + 1]
         for block, cache in state.layers: x = block(x, mask, cache)
-        return state.head(self.codes.norm(x))[:, 0]                                             # (B, K)
+        return state.head(self.code_tower.norm(x))[:, 0]                                             # (B, K)

@@ -25,10 +25,10 @@ def start_accelerator(config, tracking=None, folder=None):
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     AcceleratorState._reset_state()   # so that each training may choose its own precision
-    if config.mixed_precision == "fp16" and without_gpu(): raise VQGenError("mixed_precision fp16 needs a GPU: use bf16 or no")
+    if config.precision == "fp16" and without_gpu(): raise VQGenError("precision fp16 needs a GPU: use auto, bf16 or float32")
     warnings.filterwarnings("ignore", "`log_with=")   # a tracker that is not installed: `start_tracking` says so
     try:
-        return Accelerator(cpu=without_gpu(), mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps,
+        return Accelerator(cpu=without_gpu(), mixed_precision={"auto": "no", "float32": "no"}.get(config.precision, config.precision), gradient_accumulation_steps=config.gradient_accumulation_steps,
                            dynamo_backend="inductor" if config.compile else None, project_dir=folder,
                            log_with=tracking.tracker if tracking and tracking.mode != "off" else None,
                            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
