@@ -110,7 +110,7 @@ def test_words_that_yaml_takes_for_booleans(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("tracking: {mode: off}\ndata: {flip: yes}\n", "utf-8")
     config = load_config(path)
-    assert (config.tracking.mode, config.vqvae.train.precision, config.data.flip) == ("off", "no", True)
+    assert (config.tracking.mode, config.vqvae.train.precision, config.data.flip) == ("off", "auto", True)
 
 
 def test_override_below_a_value_is_refused():
