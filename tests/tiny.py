@@ -178,6 +178,9 @@ def load_step(folder, stage="train"):
 def scraps(folder): return [path for path in Path(folder).rglob(".*") if path.name != ".lock"]
 
 
+def generators(*seeds): return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 def refusal(call, *arguments, **options):
     "The sentence with which `call` refuses."
     with pytest.raises(VQGenError) as caught: call(*arguments, **options)
