@@ -206,7 +206,7 @@ def _draw_curves(axes, history, keys, title, ylabel):
 def plot_curves(history, keys, title, ylabel):
     """The curves of `keys` (one name or several) over the steps of a history, as a figure.
 
-    `history` is a list of dicts with a `step`; a key's `validation/<key>` twin is drawn dashed, if there is one.
+    `history` is a list of dicts with a `step`; a key's `validation/<key>` twin is dashed, if there is one.
     """
     figure = _figure(640, 320)
     _draw_curves(_box(figure, 62, 34, 562, 236), history, keys, title, ylabel)
