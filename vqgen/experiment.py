@@ -134,6 +134,7 @@ def train_in_stages(name, prior, section, data, validation, folder, stage=None, 
     return train_curriculum(prior, section, data, validation, folder,
                             only=stage, from_scratch=fresh, **options)
 
+# %% ../nbs/86_experiment.ipynb #86000015
 def train_prior_in(name, config, run, fresh=False, stage=None):
     """Train the prior `name` (of `PRIORS`) of `config` in run folder `run`, on the codes of the VQ-VAE
     there.
@@ -209,6 +210,7 @@ def milliseconds_per_image(pipeline, captions, repeats=20):
         times.append(1000 * (time.perf_counter() - start))
     return sorted(times[3:])[repeats // 2]
 
+# %% ../nbs/86_experiment.ipynb #86000013
 @torch.no_grad()
 def judged_figures(pipeline, validation, judge, copies):
     """What `judge` says of images for held-out captions, one for each of `copies` (n, 3, H, W).
@@ -228,6 +230,7 @@ def judged_figures(pipeline, validation, judge, copies):
     figures["ceiling"] = judge.accuracy(copies, wanted)["stated"]
     return figures
 
+# %% ../nbs/86_experiment.ipynb #86000014
 @torch.no_grad()
 def measure(pipeline, data, validation, judge=None, count=400):
     """The figures of a trained run, a dict.
