@@ -6,7 +6,7 @@ from configparser import ConfigParser
 from importlib.metadata import entry_points, metadata
 
 import pytest
-from make_readme import ROOT
+from paths import ROOT
 
 
 @pytest.mark.parametrize("readme", [True, False], ids=["with README", "without README"])

@@ -1,6 +1,6 @@
 """Put the models of a run into the package, under the name of the run's config, as `vqgen/trained/NAME`.
 
-    python tests/make_trained.py runs/avatars-hour
+    python tools/trained.py runs/avatars-hour
 
 The run holds a VQ-VAE and all four priors, as `vqgen train` leaves them; its classifier is trained now if it is not there. Priors and
 classifier are stored in half precision, the VQ-VAE as it is: the priors know it by its fingerprint.
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import torch
-from make_readme import ROOT
 from safetensors.torch import load_file, save_file
 
 from vqgen.training.checkpoints import load_model
@@ -18,6 +17,8 @@ from vqgen.config import load_config
 from vqgen.experiment import load_classifier, load_splits
 from vqgen.priors.build import PRIORS
 from vqgen.vqvae.model import VQVAE
+
+ROOT = Path(__file__).resolve().parent.parent
 
 KEPT = ("config.json", "config.yaml", "tokenizer.json", "tokenizer_config.json")
 
