@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from make_readme import ROOT
+from paths import ROOT
 from tiny import one_sentence, refusal
 
 from vqgen.data.datasets import CaptionedImages, to_square

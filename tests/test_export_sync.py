@@ -11,9 +11,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from make_readme import LINK, ROOT, readme_text
+from paths import NOTEBOOKS, ROOT
+from readme import LINK, from_root, readme_text
 
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -76,9 +76,8 @@ def test_readme_links_exist():
 
 
 def test_readme_links_are_rewritten():
-    from make_readme import _from_root
     text = "[a](60_data.datasets.ipynb#top) ![b](images/b.png) [c](../LICENSE) [d](https://x.org/y) [e](#here) <img src=\"images/e.png\">"
-    assert LINK.sub(_from_root, text) == (
+    assert LINK.sub(from_root, text) == (
         "[a](nbs/60_data.datasets.ipynb#top) ![b](nbs/images/b.png) [c](LICENSE) [d](https://x.org/y) [e](#here) <img src=\"nbs/images/e.png\">")
 
 

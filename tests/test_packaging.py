@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import entry_points, metadata
 
 import pytest
-from make_readme import ROOT
+from paths import ROOT
 
 import vqgen
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from make_readme import ROOT
+from paths import ROOT
 from tiny import refusal
 
 from vqgen.config import load_config
