@@ -29,6 +29,7 @@ TREE = {
                         "codebook_size": 16, "code_dim": 4},
               "train": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "save_every": 2}},
     "text": {"vocab_size": 192, "max_length": 64},
+    "classifier": {"train": {"steps": 5}},
     **{name: {"model": {"width": 16, "heads": 2, "layers": 2}, "train": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "optimizer": optimizer}}
        for name, optimizer in {"lstm": "adamw", "transformer": "adamw", "cftn": "muon"}.items()},
     "cftn_v2": {"model": {"width": 16, "heads": 2, "layers": 3},

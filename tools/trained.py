@@ -28,7 +28,8 @@ def halved(weights): return {name: value.half() if value.dtype == torch.float32 
 
 def main(run):
     config = load_config(run / "vqvae" / "config.yaml")
-    load_classifier(run, load_splits(config)[0], load_model(run / "vqvae", VQVAE))
+    vqvae = load_model(run / "vqvae", VQVAE)
+    load_classifier(run, load_splits(config)[0], vqvae, config.classifier.train)
     target = ROOT / "vqgen" / "trained" / config.name
     for name in ("vqvae", *PRIORS, "classifier"):
         folder, weights = target / name, load_file(run / name / "model.safetensors")

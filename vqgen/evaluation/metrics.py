@@ -83,12 +83,11 @@ class LabelledImages(Dataset):
     def __getitem__(self, index): return self.__getitems__([index])[0]
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #6c3f4a5b
-def train_classifier(data, attributes, folder, vqvae=None, steps=400, seed=0, facts=None):
+def train_classifier(data, attributes, folder, vqvae=None, config=TrainConfig(steps=400, learning_rate=2e-3, ema_decay=0.98), seed=0, facts=None):
     "An `AttributeClassifier` of `data` (with known attributes), trained and saved in `folder`, on reconstructions of `vqvae` too; else raises `VQGenError`."
     examples = LabelledImages(data, attributes, vqvae)
     torch.manual_seed(seed)
     classifier = AttributeClassifier(ClassifierConfig(attributes=attributes, image_size=data.image_size))
-    config = TrainConfig(steps=steps, batch_size=64, learning_rate=2e-3, ema_decay=0.98, save_every=steps)
     train(classifier, examples, config, folder, seed=seed, stage="classifier", facts=facts)
     return classifier
 

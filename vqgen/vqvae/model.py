@@ -6,6 +6,7 @@
 __all__ = ['grid_size', 'check_pictures', 'VQVAE']
 
 # %% ../../nbs/14_vqvae.model.ipynb #f6e560b9
+import torch
 from torch import nn
 
 from ..config import VQVAEConfig
@@ -49,6 +50,11 @@ class VQVAE(nn.Module):
     def decode(self, codes):
         "The pictures, in [-1, 1], of codes `(B, h, w)`."
         return self.decoder(self.quantizer.decode(codes)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def reconstruct(self, images):
+        "What the codes of images `(B, 3, H, W)` give back, of the same shape."
+        return self.decode(self.encode(images))
 
     def forward(self, images):                                 # (B, 3, H, W)
         quantized = self.quantizer(self._vectors(images))      # (B, D, h, w) and codes (B, h, w)
