@@ -25,7 +25,7 @@ def explain_faults(path):
 
 # %% ../nbs/81_files.ipynb #6bc0d8bf
 def write_atomically(path, write):
-    "Call `write(temporary_path)`, flush the file to disk, then rename it to `path`."
+    "Call `write(temporary_path)`, flush the file to disk, then rename it to `path`; folders are made where they lack."
     path = Path(path)
     temporary = temporary_name(path)
     try:
