@@ -121,8 +121,8 @@ def test_torchrun_and_sigterm(own_cache, tmp_path):
 # --- what follows runs in each of the processes ---
 
 def main(model, folder, changes):
-    from vqgen.files import fingerprint
     from vqgen.errors import VQGenError
+    from vqgen.files import fingerprint
     changes, written = json.loads(changes), []
 
     def opened(event, arguments):

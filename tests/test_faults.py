@@ -5,21 +5,26 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import CONFIG, Stopping, contents, load_step, one_sentence, refusal, scraps, train_plain, weights
 
-from vqgen.files import write_atomically
-from vqgen.training.checkpoints import (CHECKPOINT_FILES, checkpoints, load_model, new_checkpoint, save_model,
-                                        save_state)
 from vqgen.config import VQVAEConfig
 from vqgen.errors import VQGenError
-from vqgen.training.devices import explain_crashes
 from vqgen.experiment import train_vqvae
+from vqgen.files import write_atomically
 from vqgen.priors.brain import BiHemisphericBrain
+from vqgen.training.checkpoints import (
+    CHECKPOINT_FILES,
+    checkpoints,
+    load_model,
+    new_checkpoint,
+    save_model,
+    save_state,
+)
+from vqgen.training.devices import explain_crashes
 from vqgen.vqvae.model import VQVAE
 
 HERE = Path(__file__).parent
@@ -196,6 +201,7 @@ def test_folder_that_cannot_be_made(tmp_path):
 
 READ_ONLY = """
 import sys, tiny as t
+from vqgen.errors import VQGenError
 try: t.train_plain(sys.argv[1])
 except VQGenError as error: print(error)
 """
@@ -233,7 +239,7 @@ class Unplugged(Stopping):
 def test_connection_that_breaks_is_blamed_on_a_reading_process_only_where_there_is_one(tmp_path):
     "The pipe of a worker that is killed breaks before its death is known; without workers it is the data's own connection."
     with pytest.raises(ConnectionResetError): train_plain(tmp_path, lambda data: Unplugged(data, 6))
-    with pytest.raises(VQGenError, match="reads data died"), explain_crashes(SimpleNamespace(settings={"num_workers": 1}), None):
+    with pytest.raises(VQGenError, match="reads data died"), explain_crashes(lambda: None, num_workers=1):
         raise ConnectionResetError("Connection reset by peer")
 
 
@@ -242,8 +248,8 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
     refusal(train_plain, tmp_path / "parts", lambda data: Stopping(data, 3))
     before = contents(tmp_path)
     child = ("import resource, sys, tiny as t\n"
-             "from vqgen.checkpoints import load_model, save_model\n"
-             "from vqgen.config import VQGenError\n"
+             "from vqgen.errors import VQGenError\n"
+             "from vqgen.training.checkpoints import load_model, save_model\n"
              "data, model = t.load_data(t.CONFIG.data), load_model(sys.argv[1], t.VQVAE)\n"
              "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
              "for write in (lambda: t.train_plain(sys.argv[1]), lambda: save_model(model, sys.argv[1])):\n"

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from tiny import FITS, Stopping, scraps, unchanged, weights
 
-from vqgen import training
-from vqgen.training.checkpoints import newest_state
+from vqgen.training.checkpoints import RunFolder, newest_state
 
 STEPS, EVERY, DEATHS = 30, 2, 10
 
@@ -42,20 +41,20 @@ def live(fit, folder, report, death=None):
     `death` is None, `("step", n)` for a SIGKILL while batch n is read, or `("save", n)` for one at the n-th file operation in saves.
     """
     kind, number = death or ("", 0)
-    seen, saving, save = [], [], training._Run.save
+    seen, saving, save = [], [], RunFolder.save
 
-    def saved(run, parts):
+    def saved(run, state, *arguments, **options):
         before = len(seen)
         saving.append(run)
-        save(run, parts)
+        save(run, state, *arguments, **options)
         saving.clear()
-        os.write(report, f"{run.step} {len(seen) - before}\n".encode())
+        os.write(report, f"{state.step} {len(seen) - before}\n".encode())
 
     def operation(event, arguments):
         if not saving or event not in EVENTS: return
         seen.append(event)
         if kind == "save" and len(seen) == number: os.kill(os.getpid(), signal.SIGKILL)
-    training._Run.save = saved
+    RunFolder.save = saved
     sys.addaudithook(operation)
     wrap = (lambda data: Stopping(data, number, signal.SIGKILL)) if kind == "step" else unchanged
     fit(folder, wrap, steps=STEPS, save_every=EVERY)

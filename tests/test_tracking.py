@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tiny import CONFIG, FITS, Stopping, changed, refusal, vqgen, weights, write_config
 
-from vqgen.training.checkpoints import load_model
 from vqgen.config import TrackingConfig
 from vqgen.experiment import train_prior_in, train_vqvae
+from vqgen.training.checkpoints import load_model
 from vqgen.vqvae.model import VQVAE
 
 OFFLINE = TrackingConfig(mode="offline", project="tests")

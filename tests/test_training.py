@@ -9,14 +9,27 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import (CONFIG, FITS, SHORT, Stopping, changed, contents, interrupt, load_step, refusal, splits, train_plain, vqgen, weights,
-                  write_config)
+from tiny import (
+    CONFIG,
+    FITS,
+    SHORT,
+    Stopping,
+    changed,
+    contents,
+    interrupt,
+    load_step,
+    refusal,
+    splits,
+    train_plain,
+    weights,
+    write_config,
+)
 
-from vqgen.training.checkpoints import checkpoints, load_model, newest_state, read_description
-from vqgen.errors import VQGenError
 from vqgen.data.datasets import load_data
+from vqgen.errors import VQGenError
 from vqgen.experiment import train_prior_in, train_vqvae
 from vqgen.priors.text import train_tokenizer
+from vqgen.training.checkpoints import checkpoints, load_model, newest_state, read_description
 from vqgen.training.loop import train
 from vqgen.vqvae.model import VQVAE
 

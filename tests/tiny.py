@@ -11,14 +11,14 @@ import pytest
 import torch
 import yaml
 
-from vqgen.training.checkpoints import newest_state
 from vqgen.config import StageConfig, TrainConfig, parse_config
-from vqgen.errors import VQGenError
-from vqgen.priors.curriculum import train_stage
-from vqgen.priors.build import new_prior, train_prior
 from vqgen.data.datasets import load_data
+from vqgen.errors import VQGenError
+from vqgen.priors.build import new_prior, train_prior
 from vqgen.priors.codes import CodedCaptions, encode_dataset
+from vqgen.priors.curriculum import train_stage
 from vqgen.priors.text import train_tokenizer
+from vqgen.training.checkpoints import newest_state
 from vqgen.training.loop import train
 from vqgen.vqvae.model import VQVAE
 

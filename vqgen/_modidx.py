@@ -583,6 +583,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'vqgen/training/loop.py'),
                                      'vqgen.training.loop.Meter': ('training.loop.html#meter', 'vqgen/training/loop.py'),
                                      'vqgen.training.loop.Meter.__init__': ('training.loop.html#meter.__init__', 'vqgen/training/loop.py'),
+                                     'vqgen.training.loop.Meter._finite': ('training.loop.html#meter._finite', 'vqgen/training/loop.py'),
                                      'vqgen.training.loop.Meter.add': ('training.loop.html#meter.add', 'vqgen/training/loop.py'),
                                      'vqgen.training.loop.Meter.check': ('training.loop.html#meter.check', 'vqgen/training/loop.py'),
                                      'vqgen.training.loop.Meter.means': ('training.loop.html#meter.means', 'vqgen/training/loop.py'),

@@ -17,10 +17,11 @@ from ..errors import VQGenError
 # %% ../../nbs/71_training.batches.ipynb #e059ea9d
 def batch_indices(length, batch_size, seed=0, start=0):
     "Endless lists of `batch_size` indices below `length`, beginning with batch number `start`."
-    epoch, offset = divmod(start * batch_size, length)
+    first, offset = divmod(start * batch_size, length)
     batch = []
-    for epoch in itertools.count(epoch):
-        order = torch.randperm(length, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+    for epoch in itertools.count(first):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(length, generator=generator).tolist()
         for index in order[offset:]:
             batch.append(index)
             if len(batch) == batch_size:
@@ -30,23 +31,24 @@ def batch_indices(length, batch_size, seed=0, start=0):
 
 # %% ../../nbs/71_training.batches.ipynb #03000002
 def shares(length, config, seed=0, start=0, rank=0, processes=1):
-    """Endless `(seed, indices)`: the shares that process `rank` of `processes` has in the batches from `start` on.
+    """Endless `(seed, indices)`: the shares of process `rank` of `processes` in the batches from `start` on.
 
     Raises `VQGenError` where a batch of `config` (a `TrainConfig`) has no equal shares.
     """
     parts = config.gradient_accumulation_steps
     if config.batch_size % (parts * processes):
-        raise VQGenError(f"train.batch_size {config.batch_size} cannot be dealt out in {parts * processes} equal shares "
-                         f"({processes} processes x {parts} gradient_accumulation_steps): choose a multiple")
+        of = f"{processes} processes x {parts} gradient_accumulation_steps"
+        raise VQGenError(f"train.batch_size {config.batch_size} cannot be dealt out in {parts * processes} "
+                         f"equal shares ({of}): choose a multiple")
     size = config.batch_size // (parts * processes)
     for step, batch in enumerate(batch_indices(length, config.batch_size, seed, start), start):
         for number in range(rank, parts * processes, processes):
-            share_seed = ((seed * 1_000_003 + step) * 1_009 + number) % 2**32   # two primes: no two shares meet soon
+            share_seed = ((seed * 1_000_003 + step) * 1_009 + number) % 2**32   # primes: seldom alike
             yield share_seed, batch[number * size:(number + 1) * size]
 
 # %% ../../nbs/71_training.batches.ipynb #03000004
 class SeededReading(Dataset):
-    "`data`, asked for by `(seed, indices)`: what is drawn at random while these are read depends on the seed alone."
+    "`data`, asked for by `(seed, indices)`: what is random while these are read depends on the seed alone."
     def __init__(self, data): self.data = data
 
     def __len__(self): return len(self.data)

@@ -23,8 +23,9 @@ from ..errors import VQGenError
 def choose_precision(precision, device):
     """The precision in which a training on `device` computes: "float32", "bf16" or "fp16".
 
-    `precision` is that of a `TrainConfig`: what is named is taken as it is, "auto" is bf16 on a GPU of compute capability
-    8.0 or more, fp16 on an older one, and float32 elsewhere. Raises `VQGenError` for fp16 on a CPU.
+    `precision` is that of a `TrainConfig`: what is named is taken as it is, "auto" is bf16 on a GPU of
+    compute capability 8.0 or more, fp16 on an older one, and float32 elsewhere. Raises `VQGenError` for fp16
+    on a CPU.
     """
     kind = torch.device(device).type
     if precision == "fp16" and kind == "cpu":
@@ -42,7 +43,7 @@ def start_accelerator(config, tracking=None, folder=None):
     from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
     from accelerate.state import AcceleratorState
     AcceleratorState._reset_state()   # so that each training may choose its own precision
-    warnings.filterwarnings("ignore", "`log_with=")   # a tracker that is not installed: `start_tracking` says so
+    warnings.filterwarnings("ignore", "`log_with=")   # not installed? `start_tracking` says so
     processes = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     try:
         precision = choose_precision(config.precision, PartialState(cpu=without_gpu()).device)
@@ -60,9 +61,9 @@ def precision_of(accelerator):
     return "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 def without_gpu():
-    "Whether only the CPU is there or wanted: Accelerate needs to be told so before it joins several processes."
+    "Whether only the CPU is there or wanted; Accelerate must be told before it joins several processes."
     from accelerate.utils import parse_flag_from_env
-    return parse_flag_from_env("ACCELERATE_USE_CPU") or not getattr(torch, "accelerator", torch.cuda).is_available()
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 # %% ../../nbs/74_training.devices.ipynb #02d00008
 def in_any_process(flag, accelerator):
@@ -77,7 +78,7 @@ def to_device(batch, device):
 
 @contextlib.contextmanager
 def main_process_first():
-    "The main process runs the `with` block, then the others, which find its files there; yields whether it is this."
+    "The main process runs the `with` block, then the others, which find its files; yields whether it is it."
     from accelerate import PartialState
     state = PartialState(cpu=without_gpu())
     with state.main_process_first(): yield state.is_main_process
@@ -86,19 +87,20 @@ def seed_all(seed):
     "Begin the random numbers of Python, NumPy and torch, on all devices, with `seed`."
     random.seed(seed)
     np.random.seed(seed)
-    generator = torch.default_generator if without_gpu() else torch   # torch keeps a stack trace for each GPU call to come
-    generator.manual_seed(seed)
+    # without a GPU `torch.manual_seed` would keep a stack trace for each call that a GPU might get later
+    (torch.default_generator if without_gpu() else torch).manual_seed(seed)
 
 # %% ../../nbs/74_training.devices.ipynb #03000006
 @contextlib.contextmanager
 def explain_crashes(check, num_workers=0, processes=1):
     """Say in one sentence what a full GPU, or the death of a process beside this one, means for the user.
 
-    `check()` raises a `VQGenError` if the numbers went wrong before; `num_workers` processes read data for this one, which is
-    one of `processes` that train together.
+    `check()` raises a `VQGenError` if the numbers went wrong before; `num_workers` processes read data for
+    this one, which is one of `processes` that train together.
     """
     goes_on = "the same command goes on from the last checkpoint"
     reader_died = f"a process that reads data died, perhaps for want of memory: try num_workers 0; {goes_on}"
+    neighbour_died = f"another process of this training died, so this one stops too; {goes_on}"
     full = f"the GPU's memory is full: raise gradient_accumulation_steps or lower batch_size; {goes_on}"
     try: yield
     except VQGenError:
@@ -107,12 +109,12 @@ def explain_crashes(check, num_workers=0, processes=1):
     except torch.cuda.OutOfMemoryError: raise VQGenError(full) from None
     except ConnectionError:
         if not num_workers: raise
-        with contextlib.suppress(RuntimeError): time.sleep(1)   # its pipe broke; the signal of its death, which raises, comes
+        with contextlib.suppress(RuntimeError): time.sleep(1)   # its pipe broke; its death will raise, too
         raise VQGenError(reader_died) from None
     except RuntimeError as fault:
         if "DataLoader worker" in str(fault): raise VQGenError(reader_died) from None
         if processes > 1 and (isinstance(fault, dist.DistError) or "onnection" in str(fault)):
-            raise VQGenError(f"another process of this training died, so this one stops too; {goes_on}") from None
+            raise VQGenError(neighbour_died) from None
         raise
 
 # %% ../../nbs/74_training.devices.ipynb #62fd6058
