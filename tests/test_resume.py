@@ -16,6 +16,7 @@ from vqgen.training.checkpoints import RunFolder, newest_state
 STEPS, EVERY, DEATHS = 30, 2, 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FITS)
 def test_killed_ten_times_is_as_never_killed(own_cache, model, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",

@@ -287,7 +287,8 @@ def test_no_step_asks_for_a_number(optimizer):
             value = self(x).square().mean()
             return value, {"half": value.detach() / 2}
     config, accelerator = changed(SHORT, optimizer=optimizer), start_accelerator(SHORT)
-    state, meter = new_state(Line(torch.nn.Linear(4, 4)), model_loss, config, None, accelerator), Meter(accelerator)
+    state = new_state(Line(torch.nn.Linear(4, 4)), model_loss, config, None, accelerator)
+    meter = Meter(accelerator)
     stream = ((step, {"x": torch.randn(8, 4)}) for step in range(9))
     train_step(state, stream, meter, config, accelerator)
     with Looks() as looks:
