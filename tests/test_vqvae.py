@@ -12,7 +12,7 @@ from vqgen.training.loop import train
 from vqgen.vqvae.losses import psnr, reconstruction_loss, ssim
 from vqgen.vqvae.model import VQVAE
 from vqgen.cpu import blocked_argmin
-from vqgen.vqvae.quantizer import VectorQuantizerEMA, kmeans, nearest_codes, rotate, sample_rows
+from vqgen.vqvae.quantizer import VectorQuantizerEMA, kmeans, nearest_codes, reset_codes, rotation_trick, sample_rows
 
 SMALL = dict(hidden_channels=16, residual_channels=8, residual_layers=1, codebook_size=32, code_dim=8)
 
@@ -89,7 +89,7 @@ def test_draws_depend_only_on_the_random_state():
 
 def test_a_used_code_moves_to_the_mean_of_its_inputs():
     quantizer = VectorQuantizerEMA(2, 3, decay=0.5, revive_after=0)
-    quantizer._set(slice(None), torch.tensor([[-5.0, 0, 0], [5.0, 0, 0]]), torch.ones(2))
+    reset_codes(quantizer, torch.tensor([[-5.0, 0, 0], [5.0, 0, 0]]), torch.ones(2))
     quantizer.steps.fill_(1000)
     rows = torch.randn(40, 3) + torch.tensor([[-5.0, 1, 2]] * 20 + [[5.0, -1, 0]] * 20)
     for _ in range(60): quantizer(rows.T.reshape(1, 3, 5, 8))
@@ -98,7 +98,7 @@ def test_a_used_code_moves_to_the_mean_of_its_inputs():
 
 def test_revived_codes_are_reset_and_stay_alive():
     quantizer = VectorQuantizerEMA(16, 4, decay=0.9)
-    quantizer._set(slice(None), torch.full((16, 4), 1000.0) + torch.rand(16, 4), torch.ones(16))   # all far off
+    reset_codes(quantizer, torch.full((16, 4), 1000.0) + torch.rand(16, 4), torch.ones(16))   # all far off
     quantizer.steps.fill_(1000)
     for step in range(120):
         codes = quantizer(torch.randn(2, 4, 8, 8)).codes
@@ -113,7 +113,7 @@ def test_revived_codes_are_reset_and_stay_alive():
 
 def test_revival_moves_dead_codes_onto_current_vectors():
     quantizer = VectorQuantizerEMA(8, 2, decay=0.5)
-    quantizer._set(slice(None), torch.full((8, 2), 50.0), torch.zeros(8))
+    reset_codes(quantizer, torch.full((8, 2), 50.0), torch.zeros(8))
     quantizer.steps.fill_(1000)
     z = torch.randn(1, 2, 4, 4)
     quantizer(z)
@@ -170,7 +170,7 @@ def test_straight_through_passes_the_gradient_unchanged():
 
 def test_rotation_turns_and_scales_the_gradient():
     rows, nearest, wish = torch.randn(50, 6, requires_grad=True), torch.randn(50, 6), torch.randn(50, 6)
-    result = rotate(rows, nearest)
+    result = rotation_trick(rows, nearest)
     assert result.equal(nearest)
     (result * wish).sum().backward()
     stretch = nearest.norm(dim=1) / rows.detach().norm(dim=1)
@@ -181,7 +181,7 @@ def test_rotation_turns_and_scales_the_gradient():
 
 def test_usage_is_counted_over_an_epoch():
     quantizer = VectorQuantizerEMA(4, 1, revive_after=0).train()
-    quantizer._set(slice(None), torch.tensor([[0.0], [1], [2], [3]]), torch.ones(4))
+    reset_codes(quantizer, torch.tensor([[0.0], [1], [2], [3]]), torch.ones(4))
     quantizer.steps.fill_(1000)
     look = lambda *values: quantizer(torch.tensor(values).view(1, 1, 1, -1))
     look(0.0, 0.0)
