@@ -16,31 +16,25 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from ..cpu import COLUMN_BLOCKS, blocked_argmin
 from ..errors import VQGenError
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #753306a3
 @torch.no_grad()
 def nearest_codes(rows, codebook, scratch=4 * 2**20):
-    """The number of the nearest code of each row: `(N, D)` and `(K, D)`, float32 -> `(N,)` int64, 0 <= code < K.
+    """The number of the nearest code of each row: `(N, D)`, `(K, D)` -> `(N,)` int64, 0 <= code < K.
 
-    Exact up to rounding; never holds more than about `scratch` distances.
+    Both float32. Exact up to rounding; never holds more than about `scratch` distances.
     """
-    centre = codebook.mean(0)                     # measured from here the numbers stay small, and rounding harmless
-    table = F.pad(codebook - centre, (0, 0, 0, -len(codebook) % COLUMN_BLOCKS))
-    norms = table.square().sum(1)                 # |z - c|^2 = |z|^2 - 2 z.c + |c|^2; |z|^2 is the same for all codes
-    norms[len(codebook):] = torch.inf             # what only fills the table up is never the nearest
-    distances = rows.new_empty(min(len(rows), max(1, scratch // len(table))), len(table))
-    codes = []
+    centre = codebook.mean(0)              # measured from here the numbers stay small, and rounding harmless
+    table = codebook - centre
+    norms = table.square().sum(1)          # |z - c|^2 = |z|^2 - 2 z.c + |c|^2, and |z|^2 is common to all
+    parts = rows.split(max(1, scratch // len(table)))
     with torch.autocast(rows.device.type, enabled=False):
-        for part in rows.split(max(1, len(distances))):
-            out = distances[:len(part)]           # the same memory for each part
-            codes.append(blocked_argmin(torch.addmm(norms, part - centre, table.T, alpha=-2, out=out)))
-    return torch.cat(codes)
+        return torch.cat([torch.addmm(norms, part - centre, table.T, alpha=-2).argmin(1) for part in parts])
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #5a1e7101
 class StraightThrough(torch.autograd.Function):
-    "`StraightThrough.apply(rows, nearest)` has the values of `nearest` and the gradient of `rows` (arXiv 1308.3432)."
+    "The values of `nearest` `(N, D)` with the gradient of `rows` `(N, D)`, by `apply` (arXiv 1308.3432)."
     @staticmethod
     def forward(ctx, rows, nearest): return nearest.view_as(nearest)
 
@@ -49,18 +43,18 @@ class StraightThrough(torch.autograd.Function):
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #5a1e7104
 def rotation_trick(rows, nearest):
-    """The values of `nearest`, with a gradient that is turned and scaled as each row is onto its code (arXiv 2410.06424).
+    """The values of `nearest`, with a gradient that is turned and scaled as each row is onto its code.
 
-    `(N, D)`, `(N, D)` -> `(N, D)`.
+    `(N, D)`, `(N, D)` -> `(N, D)` (arXiv 2410.06424).
     """
+    def along(direction): return (rows * direction).sum(1, keepdim=True)
     e, q = F.normalize(rows.detach(), dim=1), F.normalize(nearest, dim=1)
     middle = F.normalize(e + q, dim=1)
     stretch = nearest.norm(dim=1, keepdim=True) / rows.detach().norm(dim=1, keepdim=True).clamp(min=1e-6)
-    along = lambda direction: (rows * direction).sum(1, keepdim=True)
     turned = stretch * (rows - 2 * along(middle) * middle + 2 * along(e) * q)
     return nearest + (turned - turned.detach())
 
-ESTIMATORS = {"straight-through": StraightThrough.apply, "rotation": rotation_trick}   # by the value of `gradient`
+ESTIMATORS = {"straight-through": StraightThrough.apply, "rotation": rotation_trick}
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #5a1e7301
 def mean_squared_distance(rows, nearest, part=4096):
@@ -86,7 +80,7 @@ def cluster_sums(rows, codes, codebook_size):
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #bdf38712
 def all_gather_rows(rows):
-    "The rows of all processes, one process after the other: `(N, ...)`, whose N may differ -> `(sum of all N, ...)`."
+    "The rows of all processes, one process after the other: `(N, ...)` -> `(sum of all N, ...)`."
     if not several_processes(): return rows
     sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=rows.device)
     sizes[dist.get_rank()] = len(rows)
@@ -97,9 +91,10 @@ def all_gather_rows(rows):
     return all_reduce_sum(gathered)            # each row stands in one process; the others add zero
 
 def sample_rows(rows, weights, count):
-    """`count` of the rows of all processes, drawn in proportion to `weights`: `(N, D)`, `(N,)` -> `(count, D)`.
+    """`count` of the rows of all processes, drawn by their weights: `(N, D)`, `(N,)` -> `(count, D)`.
 
-    The same on each process. A row is drawn twice only where there are fewer than `count`. Uses torch's random state.
+    The same on each process. A row is drawn twice only where there are fewer than `count`. Uses torch's
+    random state, that of the first process.
     """
     rows, weights = all_gather_rows(rows), all_gather_rows(weights)
     clocks = torch.empty_like(weights).exponential_()
@@ -109,7 +104,7 @@ def sample_rows(rows, weights, count):
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #7dea3e10
 def kmeans(rows, codebook_size, rounds=10):
-    "k-means over the rows of all processes: `(N, D)` -> centres `(K, D)` and the number of rows of each, `(K,)`."
+    "k-means over the rows of all processes: `(N, D)` -> centres `(K, D)`, and rows of each `(K,)`."
     centres = sample_rows(rows, torch.ones_like(rows[:, 0]), codebook_size)
     for _ in range(rounds):
         codes = nearest_codes(rows, centres)
@@ -126,7 +121,7 @@ def flatten_grid(z):
     return z.movedim(1, -1).flatten(0, -2).float()
 
 def check_finite(rows, over_all=False):
-    """Raises `VQGenError` where rows on a CPU hold NaN or infinity; with `over_all` where those of any process do.
+    """Raises `VQGenError` where rows on a CPU hold NaN or infinity; `over_all`: those of any process.
 
     Does not look at rows on another device, which the host would have to wait for.
     """
@@ -139,14 +134,17 @@ def check_finite(rows, over_all=False):
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #11c0de02
 def usage_and_perplexity(counts):
-    "The share of the codes in use, and how many are in effect, of how often each was chosen `(K,)`: two scalar tensors."
+    """The share of the codes in use, and how many are in use in effect: two scalar tensors.
+
+    `counts` `(K,)` says how often each code was chosen.
+    """
     shares = counts / counts.sum().clamp(min=1)
     return (counts > 0).float().mean(), torch.special.entr(shares).sum().exp()
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #3d570ab8
 class Quantized(NamedTuple):
     "What the quantizer returns."
-    quantized: torch.Tensor    # (B, D, h, w): code vectors, whose gradient reaches the input, straight or turned
+    quantized: torch.Tensor    # (B, D, h, w): code vectors, whose gradient reaches the input
     codes: torch.Tensor        # (B, h, w) int64, 0 <= code < K
     loss: torch.Tensor         # scalar: the commitment loss, weighted
 
@@ -155,20 +153,22 @@ def refuse_another_codebook(quantizer, state, prefix, *_):
     "Before a `quantizer` loads `state`: raises `VQGenError` where the codebook in it has another shape."
     mine, other = quantizer.codebook.shape, state.get(prefix + "codebook", quantizer.codebook).shape
     if other != mine:
-        raise VQGenError(f"the checkpoint has a codebook of {other[0]} codes of length {other[1]}, this model one of "
-                         f"{mine[0]} codes of length {mine[1]}: set codebook_size {other[0]} and code_dim {other[1]}, "
-                         "or train anew")
+        raise VQGenError(f"the checkpoint has a codebook of {other[0]} codes of length {other[1]}, this "
+                         f"model one of {mine[0]} codes of length {mine[1]}: set codebook_size {other[0]} "
+                         f"and code_dim {other[1]}, or train anew")
     quantizer.started = False                      # what it loads decides, and is looked at anew
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #50b93eb6
 class VectorQuantizerEMA(nn.Module):
-    """Replaces each vector by the nearest of K code vectors: `(B, D, h, w)` -> `Quantized` (arXiv 1711.00937).
+    """Replaces each vector by the nearest of K codes: `(B, D, h, w)` -> `Quantized` (arXiv 1711.00937).
 
-    The table has `codebook_size` (K) vectors of length `code_dim` (D). In training it begins with k-means, then each
-    vector follows, with `decay` (0 to 1), the mean of those that choose it; one that is used less than `revive_after`
-    times as often as the average one moves onto a current vector (arXiv 2005.00341). `commitment_weight` weighs the
-    loss; `gradient` is `"straight-through"` or `"rotation"`. Computes in float32 whatever the input; evaluation
-    changes nothing; on a CPU NaN or infinity raises `VQGenError` before anything has changed.
+    The table has `codebook_size` (K) vectors of length `code_dim` (D). In training it begins with k-means;
+    then each follows, with `decay` (0 to 1), the mean of the inputs that choose it. One that is used less
+    than `revive_after` times as often as the average one moves onto a current input (arXiv 2005.00341).
+    `commitment_weight` weighs the loss; `gradient` is `"straight-through"` or `"rotation"`.
+
+    Computes in float32 whatever the input. Evaluation changes nothing. On a CPU, NaN or infinity raises
+    `VQGenError` before anything has changed.
     """
     def __init__(self, codebook_size, code_dim, decay=0.95, commitment_weight=0.25, revive_after=0.03,
                  gradient="straight-through"):
@@ -176,12 +176,13 @@ class VectorQuantizerEMA(nn.Module):
         self.decay, self.revive_after = decay, revive_after
         self.commitment_weight = commitment_weight
         self.estimator = ESTIMATORS[gradient]
-        self.started = False                                             # not known to have learned from a batch
+        self.started = False                                             # until it is known that `steps` > 0
         self.register_buffer("codebook", torch.randn(codebook_size, code_dim))
         self.register_buffer("ema_count", torch.ones(codebook_size))     # rows per step that choose the code
         self.register_buffer("ema_sum", self.codebook.clone())           # the sum of these rows
         self.register_buffer("steps", torch.tensor(0))                   # batches learned from
-        self.register_buffer("counts", torch.zeros(2, codebook_size, dtype=torch.int64))   # of the last epoch, of this
+        counts = torch.zeros(2, codebook_size, dtype=torch.int64)
+        self.register_buffer("counts", counts)                           # of the last epoch, and of this one
         self.register_load_state_dict_pre_hook(refuse_another_codebook)
 
     def forward(self, z):                                                # (B, D, h, w)
@@ -193,7 +194,7 @@ class VectorQuantizerEMA(nn.Module):
         loss = self.commitment_weight * mean_squared_distance(rows, nearest)
         if self.training: update_codes(self, rows.detach(), codes)
         codes = codes.view(z.shape[0], *z.shape[2:])                     # (B, h, w)
-        passed = self.estimator(rows, nearest)                           # (N, D): values of the codes, gradient of rows
+        passed = self.estimator(rows, nearest)                           # (N, D)
         quantized = passed.view(*codes.shape, -1).movedim(-1, 1)         # (B, D, h, w)
         return Quantized(quantized.to(z.dtype), codes, loss)
 
@@ -208,7 +209,7 @@ class VectorQuantizerEMA(nn.Module):
         return F.embedding(codes, self.codebook).movedim(-1, 1)
 
     def usage(self):
-        "`usage` and `perplexity` of the codes in the last whole epoch, or of the first so far: a dict of scalars."
+        "`usage` and `perplexity` of the codes in the last whole epoch, or in the first so far, as scalars."
         counts = torch.where(self.counts[0].any(), *self.counts)
         return dict(zip(("usage", "perplexity"), usage_and_perplexity(counts)))
 
@@ -219,9 +220,9 @@ class VectorQuantizerEMA(nn.Module):
 # %% ../../nbs/11_vqvae.quantizer.ipynb #11c0de05
 @torch.no_grad()
 def reset_codes(quantizer, vectors, counts, which=None):
-    """Put codes to new places, with nothing left of their past: `vectors` `(K, D)`, rows per step `(K,)` or a scalar.
+    """Put codes of a `quantizer` to new places, with nothing left of their past.
 
-    All codes of the `quantizer`, or those of the mask `which`, `(K,)` bool.
+    `vectors` `(K, D)`; `counts`, rows per step, `(K,)` or a scalar; all, or those of the mask `which` `(K,)`.
     """
     if which is None: which = torch.ones_like(quantizer.ema_count, dtype=torch.bool)
     quantizer.codebook.copy_(torch.where(which[:, None], vectors, quantizer.codebook))
@@ -241,20 +242,20 @@ def start_codes(quantizer, rows):
 # %% ../../nbs/11_vqvae.quantizer.ipynb #11c0de08
 @torch.no_grad()
 def revive_codes(quantizer, rows, codes):
-    "Move codes that are hardly used onto `rows` `(N, D)` that their own code, of `codes` `(N,)`, serves badly."
+    "Move codes that are hardly used onto `rows` `(N, D)` that are far from the code they chose, of `codes`."
     average = quantizer.ema_count.mean()
     dead = quantizer.ema_count < quantizer.revive_after * average
     errors = (rows - F.embedding(codes, quantizer.codebook)).square().sum(1)
     drawn = sample_rows(rows, errors, len(dead))
-    place = (dead.cumsum(0) - 1).clamp(min=0)                # the first dead code gets the first row, and so on
+    place = (dead.cumsum(0) - 1).clamp(min=0)          # the first dead code gets the first row, and so on
     reset_codes(quantizer, drawn[place], average, dead)
 
 @torch.no_grad()
 def update_codes(quantizer, rows, codes):
-    "One step of each code towards the mean of the `rows` `(N, D)` that chose it, by `codes` `(N,)`; then revive the dead."
+    "One step of each code to the mean of the `rows` `(N, D)` that chose it, by `codes` `(N,)`; then revival."
     counts, sums = cluster_sums(rows, codes, len(quantizer.codebook))
     quantizer.counts[1] += counts.long()
-    rate = (1 / (quantizer.steps + 1)).clamp(min=1 - quantizer.decay)      # at first the plain mean: k-means goes on
+    rate = (1 / (quantizer.steps + 1)).clamp(min=1 - quantizer.decay)      # at first the plain mean
     quantizer.steps += 1
     count = quantizer.ema_count.lerp_(counts, rate)
     quantizer.ema_sum.lerp_(sums, rate)
