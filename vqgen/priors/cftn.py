@@ -63,8 +63,7 @@ def spread_masks(batch, count, passes, seed=0):
 class CFTN(GenerationMixin, nn.Module):
     """Codes (B, h, w) from captions, many at a time: hidden codes are guessed from those in sight.
 
-    Masked modelling (MaskGIT, arXiv 2202.04200). `config` holds the sizes, `shape` says how many codes and
-    words there are.
+    `config` holds the sizes, `shape` the numbers of codes and words (MaskGIT, arXiv 2202.04200).
     """
     loop = sample_masked
     defaults = MaskedSampling(steps=16, temperature=0.5)     # cool: undoes the smoothing of the labels
