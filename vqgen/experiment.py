@@ -18,7 +18,7 @@ import torch
 from .data.avatars import ATTRIBUTES, part_values
 from .files import differences, empty_folder, fingerprint, lock_folder, write_atomically
 from .training.checkpoints import has_begun, load_model, read_description
-from .config import dump_config
+from .config import ClassifierSection, dump_config
 from .errors import VQGenError
 from .priors.curriculum import train_curriculum
 from .data.datasets import load_data
@@ -140,7 +140,7 @@ def load_classifier(run, data, vqvae, steps=1500):
         if folder.parent != Path(run):
             raise VQGenError(f"the classifier that the package brings with {run} knows other data: take those of {folder.parent}/vqvae/config.yaml")
         if changed: empty_folder(folder)
-        train_classifier(data, attributes, folder, vqvae, steps=steps, facts=facts)
+        train_classifier(data, attributes, folder, vqvae, ClassifierSection().train.model_copy(update={"steps": steps}), facts=facts)
     return load_model(folder, AttributeClassifier)
 
 def load_judge(run, data, validation, vqvae):
