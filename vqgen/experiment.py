@@ -140,7 +140,7 @@ def load_classifier(run, data, vqvae, steps=1500):
         if folder.parent != Path(run):
             raise VQGenError(f"the classifier that the package brings with {run} knows other data: take those of {folder.parent}/vqvae/config.yaml")
         if changed: empty_folder(folder)
-        train_classifier(data, attributes, folder, vqvae, ClassifierSection().train.model_copy(update={"steps": steps}), facts=facts)
+        train_classifier(data, attributes, folder, reconstruct(vqvae, data), ClassifierSection().train.model_copy(update={"steps": steps}), facts=facts)
     return load_model(folder, AttributeClassifier)
 
 def load_judge(run, data, validation, vqvae):

@@ -88,36 +88,34 @@ class LabelledImages(Dataset):
     """Images of a data set with the numbers of their attributes.
 
     `attributes` maps names to values; a name that is no attribute, such as the cut of the clothes, is looked
-    up in a face's `parts`. With a `vqvae`, every second image of a batch is as it reconstructs it. An item is
-    `{"images": (3, H, W), "labels": (number of names,)}`. Raises `VQGenError` where a value is not known.
+    up in a face's `parts`. With `copies` (N, 3, H, W), what a VQ-VAE makes of all images, every second image
+    of a batch is its copy. An item is `{"images": (3, H, W), "labels": (number of names,)}`. Raises
+    `VQGenError` where a value is not known.
     """
-    def __init__(self, data, attributes, vqvae=None):
-        self.data, self.vqvae = data, vqvae
+    def __init__(self, data, attributes, copies=None):
+        self.data, self.copies = data, copies
         known = [{**face.get("parts", {}), **face} for face in data.attributes]
         self.labels = torch.tensor([_places(face, attributes) for face in known])   # (N, number of names)
 
     def __len__(self): return len(self.data)
 
-    @torch.no_grad()
     def __getitems__(self, indices):
         images = self.data.batch(indices)
-        if self.vqvae is not None:
-            device = next(self.vqvae.parameters()).device
-            images[::2] = self.vqvae.decode(self.vqvae.encode(images[::2].to(device))).cpu()
+        if self.copies is not None: images[::2] = self.copies[indices[::2]].cpu()
         return [{"images": image, "labels": self.labels[i]} for image, i in zip(images, indices)]
 
     def __getitem__(self, index): return self.__getitems__([index])[0]
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #6c3f4a5b
-def train_classifier(data, attributes, folder, vqvae=None, config=None, seed=0, facts=None):
+def train_classifier(data, attributes, folder, copies=None, config=None, seed=0, facts=None):
     """An `AttributeClassifier` of `data`, trained and saved in `folder`.
 
-    `attributes` maps the names that it shall know to their values, as `ATTRIBUTES` does; with a `vqvae` it
-    learns from reconstructions, too. `config` is a `TrainConfig`, by default that of a `ClassifierSection`;
-    `seed` chooses its first weights and the order of the data; `facts` are noted beside the saved weights.
-    Raises `VQGenError` where the attributes of a picture are not known.
+    `attributes` maps the names that it shall know to their values, as `ATTRIBUTES` does; with `copies`
+    (N, 3, H, W), what a VQ-VAE makes of all images, it learns from those, too. `config` is a `TrainConfig`,
+    by default that of a `ClassifierSection`; `seed` chooses its first weights and the order of the data;
+    `facts` are noted beside the saved weights. Raises `VQGenError` where an attribute is not known.
     """
-    examples = LabelledImages(data, attributes, vqvae)
+    examples = LabelledImages(data, attributes, copies)
     torch.manual_seed(seed)
     classifier = AttributeClassifier(ClassifierConfig(attributes=attributes, image_size=data.image_size))
     config = config or ClassifierSection().train
