@@ -175,8 +175,7 @@ def load_classifier(run, data, vqvae, config=None):
     config = config or ClassifierSection().train
     folder = find_run(run) / "classifier"
     attributes = {**ATTRIBUTES, **part_values()}
-    facts = {"data": data.fingerprint, "vqvae": fingerprint(vqvae),
-             "named": len(attributes), "steps": config.steps}
+    facts = {"data": data.fingerprint, "vqvae": fingerprint(vqvae), "named": len(attributes)}
     found = read_description(folder) if (folder / "config.json").exists() else {}
     changed = differences(found, facts)
     if not changed and found["step"] >= config.steps: return load_model(folder, AttributeClassifier)
@@ -184,7 +183,7 @@ def load_classifier(run, data, vqvae, config=None):
         raise VQGenError(f"the classifier that the package brings with {run} knows other data: "
                          f"take those of {folder.parent}/vqvae/config.yaml")
     if changed: empty_folder(folder)
-    train_classifier(data, attributes, folder, vqvae, config=config, facts=facts)
+    train_classifier(data, attributes, folder, reconstruct(vqvae, data), config, facts=facts)
     return load_model(folder, AttributeClassifier)
 
 def load_judge(run, data, validation, vqvae, config=None):
