@@ -94,7 +94,7 @@ def test_wandb_is_told_gates_and_captioned_drawings_of_each_stage(run):
         stages[stage] = lines[max(lines)]
     assert set(stages) == {"stage1", "stage2"}
     for stage, last in stages.items():
-        assert -1 <= last[f"{stage}/gate/0/codes"] <= 1 and last[f"{stage}/samples/captions"][0].startswith("a ")
+        assert -1 <= last[f"{stage}/gate/0/image"] <= 1 and last[f"{stage}/samples/captions"][0].startswith("a ")
 
 
 def test_a_resumed_training_continues_the_same_run(own_cache, tmp_path):
