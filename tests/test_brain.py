@@ -2,16 +2,23 @@
 import numpy as np
 import pytest
 import torch
-from tiny import one_sentence
+from tiny import generators, refusal
 
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQVAEConfig
-from vqgen.errors import VQGenError
-from vqgen.priors.build import new_prior
 from vqgen.priors.blocks import KVCache
-from vqgen.training.checkpoints import load_model, save_model
-from vqgen.priors.brain import BiHemisphericBrain, decisions_per_layer, entropy_order, suffix_mask
-from vqgen.priors.text import BOS, EOS, PAD, Text, tokenize, train_tokenizer
+from vqgen.priors.brain import (
+    BiHemisphericBrain,
+    caption_logits,
+    decided_logits,
+    decisions_per_layer,
+    entropy_order,
+    image_context,
+    suffix_mask,
+)
+from vqgen.priors.build import new_prior
 from vqgen.priors.sampling import halton_order
+from vqgen.priors.text import BOS, EOS, PAD, Text, tokenize, train_tokenizer
+from vqgen.training.checkpoints import load_model, save_model
 from vqgen.vqvae.model import VQVAE
 
 K, SIDE = 12, 4
@@ -31,30 +38,30 @@ def text(tokenizer): return tokenize(tokenizer, CAPTIONS)
 def new(tokenizer, seed=0, **changes):
     "A brain with three bridges, so that something that leaks through one could come back through the next."
     torch.manual_seed(seed)
-    config = BrainConfig(**{**dict(width=32, heads=2, layers=3, bridge_ratio=1.0, caption_dropout=0.1), **changes})
-    return BiHemisphericBrain(config, PriorShape(codebook_size=K, grid_size=SIDE, vocab_size=len(tokenizer), max_length=16)).eval()
+    sizes = {"width": 32, "heads": 2, "layers": 3, "bridge_ratio": 1.0, "caption_dropout": 0.1}
+    shape = PriorShape(codebook_size=K, grid_size=SIDE, vocab_size=len(tokenizer), max_length=16)
+    return BiHemisphericBrain(BrainConfig(**{**sizes, **changes}), shape).eval()
 
 
 @pytest.fixture
 def brain(tokenizer): return new(tokenizer)
 
 
-def grids(count, seed=0): return torch.randint(K, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(seed))
+def grids(count, seed=0):
+    return torch.randint(K, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(seed))
 
 
-def generators(*seeds): return [torch.Generator().manual_seed(seed) for seed in seeds]
+def rows(text, *numbers): return text.map(lambda part: part[list(numbers)])
 
 
-def scores(brain, codes, text, hidden=None):
-    "Scores (B, N, K) for codes (B, N), place after place in the order of deciding, when these are decided; from a blank canvas unless some are in sight."
-    hidden = torch.ones_like(codes, dtype=torch.bool) if hidden is None else hidden
-    canvas, found = codes.masked_fill(hidden, brain.mask_id), []
+def logits_for(brain, codes, text, hidden=None):
+    "Logits (B, N, K), in the order of deciding, of a pass that decides `codes` (B, N); some may be in sight."
+    return decided_logits(brain, codes, text, codes >= 0 if hidden is None else hidden)
 
-    def decide(score, places):
-        found.append(score)
-        return codes[:, places]
-    brain.pass_over(canvas, text, decide)
-    return torch.cat(found, 1)
+
+def next_word(brain, codes, ids):
+    "Logits (B, T, V) for the word after each of `ids` (B, T)."
+    return caption_logits(brain, ids, image_context(brain, codes))
 
 
 def fit(brain, codes, text, steps, stage, rate=4e-3):
@@ -97,20 +104,22 @@ def test_mask_is_never_emitted(tokenizer, text, damage):
     with torch.no_grad():
         for parameter in brain.parameters():
             if damage == "large": parameter.normal_(std=30)
-            if damage == "huge": parameter.normal_(std=1e15)   # scores overflow to infinity and NaN
-        if damage == "mask embedding everywhere": brain.image_tower.tokens.weight[:] = 1e4 * brain.image_tower.tokens.weight[-1]
+            if damage == "huge": parameter.normal_(std=1e15)   # logits overflow to infinity and NaN
+        tokens = brain.code_embedding.tokens.weight
+        if damage == "mask embedding everywhere": tokens[:] = 1e4 * tokens[-1]
     for steps in (1, 2, 5, SIDE**2, SIDE**2 + 4):
         for temperature in (0.0, 1.0, 1e4):
             for options in ({}, {"guidance_scale": 5.0}):
-                codes = brain.generate(text, generators(0, 1, 2, 3), steps=steps, temperature=temperature, **options)
+                options = {"steps": steps, "temperature": temperature, **options}
+                codes = brain.generate(text, generators(0, 1, 2, 3), **options)
                 assert codes.shape == (4, SIDE, SIDE) and codes.dtype == torch.int64
-                assert 0 <= codes.min() and codes.max() < K, (steps, temperature, options)
+                assert 0 <= codes.min() and codes.max() < K, options
 
 
-def test_no_head_can_score_mask(brain, text):
+def test_no_head_has_a_logit_for_mask(brain, text):
     codes = grids(4).flatten(1)
-    assert brain.mask_id == K and scores(brain, codes, text).shape == (4, SIDE**2, K)
-    assert brain.read(codes, text).shape == (*text.input_ids.shape, brain.shape.vocab_size)
+    assert brain.mask_id == K and logits_for(brain, codes, text).shape == (4, SIDE**2, K)
+    assert next_word(brain, codes, text.input_ids).shape == (*text.input_ids.shape, brain.shape.vocab_size)
 
 
 def test_all_randomness_is_in_the_generators(wavering, text):
@@ -130,7 +139,8 @@ def test_same_seed_same_picture_whatever_the_batch(wavering, tokenizer, options)
     "Alone, in a batch, in another order, and beside captions that make its own padding longer."
     together = wavering.generate(tokenize(tokenizer, CAPTIONS), generators(0, 1, 2, 3), **options)
     for i, caption in enumerate(CAPTIONS):
-        assert wavering.generate(tokenize(tokenizer, [caption]), generators(i), **options)[0].equal(together[i])
+        alone = wavering.generate(tokenize(tokenizer, [caption]), generators(i), **options)
+        assert alone[0].equal(together[i])
     backwards = wavering.generate(tokenize(tokenizer, CAPTIONS[::-1]), generators(3, 2, 1, 0), **options)
     assert backwards.flip(0).equal(together)
 
@@ -146,15 +156,18 @@ def test_another_seed_is_another_picture(wavering, tokenizer):
 @pytest.mark.parametrize("count", [1, 16, 64, 1024])
 def test_every_code_is_decided_once_and_none_before_words_are_heard(layers, first, count):
     numbers = decisions_per_layer(layers, first, count)
-    assert len(numbers) == layers + 1 and numbers == sorted(numbers) and set(numbers[:first + 1]) == {0} and numbers[-1] == count
+    assert len(numbers) == layers + 1 and numbers == sorted(numbers)
+    assert set(numbers[:first + 1]) == {0} and numbers[-1] == count
     if layers - 1 > first and count > layers: assert numbers[first + 1] >= 1 and numbers[-2] == count // 2
 
 
 def test_one_pass_is_one_pass(wavering, text):
-    "Each layer of the image tower runs once, with every caption, guided or not; from a blank canvas those that come before the captions only once for all."
-    wavering.kept = None, None
+    """Each layer of the image tower runs once, with every caption, guided or not; from a null canvas those that
+    come before the captions only once for all."""
+    wavering.null_prefix.clear()
     runs = []
-    hooks = [block.register_forward_hook(lambda *_, number=number: runs.append(number)) for number, block in enumerate(wavering.image_tower.blocks)]
+    hooks = [block.register_forward_hook(lambda *_, number=number: runs.append(number))
+             for number, block in enumerate(wavering.image_tower.blocks)]
     given = grids(4).masked_fill(torch.arange(SIDE) > 0, -1)
     for options, wanted in ({}, [0, 1, 2]), ({"guidance_scale": 2.0}, [1, 2]), ({"given": given}, [0, 1, 2]):
         runs.clear()
@@ -163,39 +176,49 @@ def test_one_pass_is_one_pass(wavering, text):
     for hook in hooks: hook.remove()
 
 
-@pytest.mark.parametrize("change", ["a step of a training", "weights of another brain", "a buffer of weights swapped"])
-def test_what_is_kept_of_a_blank_canvas_goes_with_the_weights(tokenizer, text, change, tmp_path):
+CHANGES = ["a step of a training", "weights of another brain", "a buffer of weights swapped"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_kept_of_a_null_canvas_goes_with_the_weights(tokenizer, text, change, tmp_path):
     "After a change of weights a brain that has drawn before draws as one that has not."
     brain = new(tokenizer)
     before = brain.generate(text, generators(0, 1, 2, 3))
-    if change == "a step of a training": fit(brain, grids(32), Text(*(part.repeat(8, 1) for part in text)), 30, DRAW)
-    elif change == "weights of another brain": brain.load_state_dict(new(tokenizer, seed=1).state_dict())
-    else: brain.image_tower.blocks[0].mlp[0].weight.data = torch.randn_like(brain.image_tower.blocks[0].mlp[0].weight)
+    weight = brain.image_tower.blocks[0].mlp[0].weight
+    if change == CHANGES[0]: fit(brain, grids(32), text.map(lambda part: part.repeat(8, 1)), 30, DRAW)
+    elif change == CHANGES[1]: brain.load_state_dict(new(tokenizer, seed=1).state_dict())
+    else: weight.data = torch.randn_like(weight)
     after = brain.generate(text, generators(0, 1, 2, 3))
     save_model(brain, tmp_path)
     assert after.equal(load_model(tmp_path, BiHemisphericBrain).generate(text, generators(0, 1, 2, 3)))
     assert not after.equal(before)
 
 
-def test_a_blank_row_is_seen_as_alone(brain, text):
-    "Blank and other canvases in one batch, with and without gradients: each as if it were climbed alone."
-    canvas = grids(4).flatten(1)
-    canvas[[0, 2]] = brain.mask_id
-    alone = torch.cat([brain.climb(row[None]) for row in canvas])
-    together = brain.begin(canvas)
-    assert torch.allclose(together, alone, atol=1e-5)
-    found = [torch.autograd.grad(side.square().sum(), list(brain.image_tower.blocks[0].parameters()), retain_graph=True) for side in (together, alone)]
+def test_a_null_row_is_seen_as_alone(brain, text):
+    "Null and other canvases in one batch, with and without gradients: each as if it were there alone."
+    codes, hidden = grids(4).flatten(1), torch.ones(4, SIDE**2, dtype=torch.bool)
+    hidden[[1, 3], :5] = False
+    alone = [logits_for(brain, codes[[i]], rows(text, i), hidden[[i]]) for i in range(4)]
+    both = logits_for(brain, codes, text, hidden), torch.cat(alone)
+    assert torch.allclose(*both, atol=1e-5)
+    weights = list(brain.image_tower.blocks[0].parameters())
+    found = [torch.autograd.grad(logits.square().sum(), weights) for logits in both]
     assert all(torch.allclose(*pair, rtol=1e-3, atol=1e-3) for pair in zip(*found))
-    with torch.inference_mode(): assert torch.allclose(brain.begin(canvas), alone, atol=1e-5)
+    with torch.inference_mode():
+        given = codes.masked_fill(hidden, -1).view(4, SIDE, SIDE)
+        drawn = brain.generate(text, generators(0, 1, 2, 3), given)
+        for i in range(4): assert brain.generate(rows(text, i), generators(i), given[[i]])[0].equal(drawn[i])
 
 
 def test_one_pass_asks_as_it_was_trained(wavering, text):
-    "Asked for what it drew by the likeliest codes, it finds them likeliest: from nothing, and with given codes in sight."
+    "Asked for what it drew by the likeliest codes, it finds them likeliest: from nothing, or with codes in sight."
     given = torch.where(wavering.order.argsort() < 5, grids(4, 3).flatten(1), -1)
     for seen in (torch.full_like(given, -1), given):
-        codes = wavering.generate(text, generators(0, 1, 2, 3), given=seen.view(4, SIDE, SIDE), temperature=0.0).flatten(1)
-        with torch.no_grad(): found, wanted = wavering.ask(codes, text, seen < 0)
-        assert len(wanted) == (seen < 0).sum() and found.argmax(-1).equal(wanted)
+        options = {"given": seen.view(4, SIDE, SIDE), "temperature": 0.0}
+        codes = wavering.generate(text, generators(0, 1, 2, 3), **options).flatten(1)
+        with torch.no_grad(): found = logits_for(wavering, codes, text, seen < 0).argmax(-1)
+        hidden = (seen < 0)[:, wavering.order]
+        assert found[hidden].equal(codes[:, wavering.order][hidden])
 
 
 def test_several_passes_are_single_passes_that_go_on(wavering, text):
@@ -209,37 +232,40 @@ def test_several_passes_are_single_passes_that_go_on(wavering, text):
 
 
 def test_a_decision_is_heard_by_later_places_only(brain, text):
-    "Change one true code, and the scores of the places that are decided with it or before stay; some later ones move."
+    "Change one true code, and the logits of places decided with it or before stay; some later ones move."
     brain, codes = open_gates(brain), grids(4).flatten(1)
     numbers, order = brain.decided, brain.order
     with torch.no_grad():
-        before = scores(brain, codes, text)
+        before = logits_for(brain, codes, text)
         for place in range(SIDE**2):
             changed = codes.clone()
             changed[:, order[place]] = (codes[:, order[place]] + 5) % K
-            moved = (scores(brain, changed, text) != before).any(-1).any(0)
+            moved = (logits_for(brain, changed, text) != before).any(-1).any(0)
             end = next(end for end in numbers if end > place)
             assert not moved[:end].any() and moved[end:].any() == (end < SIDE**2), place
 
 
 def test_probabilities_of_one_pass_sum_to_one(tokenizer, text):
-    "What training calls the loss is the negative logarithm of a probability: over all grids of 2 x 2 codes it adds up, and drawing follows it."
+    """What training calls the loss is the negative logarithm of a probability: over all grids of 2 x 2 codes it
+    adds up, and drawing follows it."""
     torch.manual_seed(0)
     shape = PriorShape(codebook_size=3, grid_size=2, vocab_size=len(tokenizer), max_length=16)
     brain = BiHemisphericBrain(BrainConfig(width=32, heads=2, layers=3, bridge_ratio=1.0), shape).eval()
     torch.nn.init.normal_(brain.code_head.weight, std=0.3)
     every = torch.cartesian_prod(*[torch.arange(3)] * 4)                                             # (81, 4)
-    caption = Text(*(part[1:2].expand(81, -1) for part in text))
+    def captions(count): return text.map(lambda part: part[1:2].expand(count, -1))
     with torch.no_grad():
-        chance = scores(brain, every, caption).log_softmax(-1).gather(2, every[:, brain.order, None]).sum((1, 2)).exp()
+        shares = logits_for(brain, every, captions(81)).log_softmax(-1)                      # (81, 4, 3)
+        chance = shares.gather(2, every[:, brain.order, None]).sum((1, 2)).exp()
     assert chance.sum().item() == pytest.approx(1, abs=1e-4)
-    early = brain.order[:brain.decided[-2]]                        # the last layer takes the likeliest: count what is drawn
-    drawn = brain.generate(Text(*(part[1:2].expand(3000, -1) for part in text)), generators(*range(3000)), temperature=1.0).flatten(1)
+    early = brain.order[:brain.decided[-2]]                    # the last layer takes the likeliest: count the rest
+    drawn = brain.generate(captions(3000), generators(*range(3000)), temperature=1.0).flatten(1)
     expected, seen = torch.zeros(3 ** len(early)), torch.zeros(3 ** len(early))
     base = 3 ** torch.arange(len(early))
     expected.index_add_(0, every[:, early] @ base, chance)
     seen.index_add_(0, drawn[:, early] @ base, torch.ones(3000))
-    assert (((seen - 3000 * expected) ** 2) / (3000 * expected)).sum() < 3 * len(seen) + 12, "a chi-square test"
+    chi_square = (((seen - 3000 * expected) ** 2) / (3000 * expected)).sum()
+    assert chi_square < 3 * len(seen) + 12
 
 
 def test_one_pass_streams_what_is_decided(wavering, text):
@@ -252,7 +278,8 @@ def test_one_pass_streams_what_is_decided(wavering, text):
 def test_one_pass_keeps_given_codes_and_heeds_them(wavering, text):
     given = torch.full((4, SIDE, SIDE), -1)
     given[:, :2] = grids(4, 3)[:, :2]
-    codes, free = wavering.generate(text, generators(0, 1, 2, 3), given=given), wavering.generate(text, generators(0, 1, 2, 3))
+    codes = wavering.generate(text, generators(0, 1, 2, 3), given=given)
+    free = wavering.generate(text, generators(0, 1, 2, 3))
     assert codes[:, :2].equal(given[:, :2]) and not codes[:, 2:].equal(free[:, 2:])
 
 
@@ -265,7 +292,8 @@ def test_hidden_are_the_places_that_the_sampler_decides_last():
         counts.add(int(row.sum()))
     assert counts == set(range(1, 17)) and suffix_mask(torch.zeros(5, 1), torch.zeros(1), 0.75).all()
     assert suffix_mask(torch.zeros(9, 16), order, 1.0).all()
-    assert 0.55 < suffix_mask(torch.zeros(3000, 16), order, 0.5).all(1).float().mean() < 0.67    # some are blank by chance
+    null = suffix_mask(torch.zeros(3000, 16), order, 0.5).all(1)
+    assert 0.55 < null.float().mean() < 0.67                       # some by chance
 
 
 # --- the order ---
@@ -274,7 +302,9 @@ def test_what_follows_from_the_others_comes_last():
     "Four places are open; the others copy one of them, or follow from two of them together."
     rng = np.random.default_rng(0)
     first, second, third, fourth = (rng.integers(0, size, 4000) for size in (9, 7, 5, 3))
-    codes = np.stack([first, first, (first + second) % 9, second, third, third, fourth, (third + fourth) % 5, np.zeros(4000, int)], 1)
+    pairs = (first + second) % 9, (third + fourth) % 5
+    columns = [first, first, pairs[0], second, third, third, fourth, pairs[1], np.zeros(4000, int)]
+    codes = np.stack(columns, 1)
     order = entropy_order(codes.reshape(-1, 3, 3)).tolist()
     assert sorted(order) == list(range(9)) and order[-1] == 8, "what is always the same tells nothing"
     early = set(order[:4])
@@ -292,7 +322,8 @@ def test_order_of_few_pictures_and_of_many_counts_each_place_once():
 def test_new_brain_takes_its_order_from_the_codes_and_keeps_it(tokenizer, tmp_path):
     vqvae = VQVAE(VQVAEConfig(hidden_channels=8, residual_channels=4, codebook_size=K, code_dim=4)).eval()
     codes = grids(50).numpy()
-    brain = new_prior("cftn-v2", BrainConfig(width=32, heads=2, layers=3), vqvae, tokenizer, 4 * SIDE, codes=codes)
+    config = BrainConfig(width=32, heads=2, layers=3)
+    brain = new_prior("cftn-v2", config, vqvae, tokenizer, 4 * SIDE, codes=codes)
     assert brain.order.equal(entropy_order(codes)) and not brain.order.equal(halton_order(SIDE).argsort())
     save_model(brain, tmp_path)
     assert load_model(tmp_path, BiHemisphericBrain).order.equal(brain.order)
@@ -321,13 +352,15 @@ def test_padding_never_changes_results(brain, text, count):
     hidden = torch.rand(codes.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     real = text.attention_mask
     assert not real.all(), "some captions must be shorter than others"
-    drawn, read = scores(brain, codes, text, hidden), brain.read(codes, text)
+    drawn, read = logits_for(brain, codes, text, hidden), next_word(brain, codes, text.input_ids)
     for ids in (PAD, EOS, 7):
         longer = padded(text, ids, min(count, 16 - length))
-        torch.testing.assert_close(scores(brain, codes, longer, hidden), drawn, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(brain.read(codes, longer)[:, :length][real], read[real], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits_for(brain, codes, longer, hidden), drawn, rtol=1e-4, atol=1e-5)
+        found = next_word(brain, codes, longer.input_ids)[:, :length]
+        torch.testing.assert_close(found[real], read[real], rtol=1e-4, atol=1e-5)
     other = Text(torch.where(real, text.input_ids, 9), real)   # other tokens under the padding
-    assert scores(brain, codes, other, hidden).equal(drawn) and brain.read(codes, other)[real].equal(read[real])
+    assert logits_for(brain, codes, other, hidden).equal(drawn)
+    assert next_word(brain, codes, other.input_ids)[real].equal(read[real])
 
 
 def test_padding_gets_no_gradient(brain, text):
@@ -337,35 +370,35 @@ def test_padding_gets_no_gradient(brain, text):
     def listen(module, inputs, output):
         output.retain_grad()
         heard.append(output)
-    hook = brain.words.tokens.register_forward_hook(listen)
-    scores(brain, grids(4).flatten(1), text).square().sum().backward()
+    hook = brain.text_tower.embedding.tokens.register_forward_hook(listen)
+    logits_for(brain, grids(4).flatten(1), text).square().sum().backward()
     hook.remove()
     gradient = heard[0].grad.abs().sum(-1)
     assert gradient[~text.attention_mask].eq(0).all() and gradient[text.attention_mask].gt(0).all()
 
 
-def test_later_words_do_not_change_earlier_scores(brain, text):
+def test_later_words_do_not_change_earlier_logits(brain, text):
     "Nor do they by way of the codes: with three open bridges a word could go there and back."
     open_gates(brain)
     codes, ids = grids(4).flatten(1), text.input_ids[3:].expand(4, -1)
-    all_real = torch.ones_like(ids, dtype=torch.bool)
-    scores = brain.read(codes, Text(ids, all_real))
+    logits = next_word(brain, codes, ids)
     for position in range(1, ids.shape[1]):
         changed = ids.clone()
         changed[:, position:] = 5 + (ids[:, position:] + 7) % 20
-        other = brain.read(codes, Text(changed, all_real))
-        assert other[:, :position].equal(scores[:, :position])
-        assert not other[:, position:].isclose(scores[:, position:]).all()
-        shorter = brain.read(codes, Text(ids[:, :position], all_real[:, :position]))
-        torch.testing.assert_close(shorter, scores[:, :position], rtol=1e-4, atol=1e-5)
+        other = next_word(brain, codes, changed)
+        assert other[:, :position].equal(logits[:, :position])
+        assert not other[:, position:].isclose(logits[:, position:]).all()
+        shorter = next_word(brain, codes, ids[:, :position])
+        torch.testing.assert_close(shorter, logits[:, :position], rtol=1e-4, atol=1e-5)
 
 
 def test_each_task_hears_the_other_side(brain, text):
     "The control: a caption changes what is drawn, a picture changes what is read."
     open_gates(brain)
     codes, swapped = grids(4).flatten(1), Text(*(part.flip(0) for part in text))
-    assert not scores(brain, codes, text).isclose(scores(brain, codes, swapped), atol=1e-3).all()
-    assert not brain.read(grids(4).flatten(1), text).isclose(brain.read(grids(4, 1).flatten(1), text), atol=1e-3).all()
+    assert not logits_for(brain, codes, text).isclose(logits_for(brain, codes, swapped), atol=1e-3).all()
+    first, second = (next_word(brain, grids(4, seed).flatten(1), text.input_ids) for seed in (0, 1))
+    assert not first.isclose(second, atol=1e-3).all()
 
 
 def test_shut_gates_part_the_towers(brain, text):
@@ -373,15 +406,17 @@ def test_shut_gates_part_the_towers(brain, text):
         for name, parameter in brain.named_parameters():
             if "gate" in name: parameter.zero_()
     codes, swapped = grids(4).flatten(1), Text(*(part.flip(0) for part in text))
-    assert scores(brain, codes, text).equal(scores(brain, codes, swapped))
-    assert brain.read(grids(4).flatten(1), text).equal(brain.read(grids(4, 1).flatten(1), text))
+    assert logits_for(brain, codes, text).equal(logits_for(brain, codes, swapped))
+    first, second = (next_word(brain, grids(4, seed).flatten(1), text.input_ids) for seed in (0, 1))
+    assert first.equal(second)
 
 
 # --- learning ---
 
 def test_memorised_grids_come_back_from_nothing(memory, text):
     "One forward pass, whatever the seed; and as well in several."
-    for seed in (0, 100, 200): assert memory.generate(text, generators(*range(seed, seed + 4))).equal(grids(4))
+    for seed in (0, 100, 200):
+        assert memory.generate(text, generators(*range(seed, seed + 4))).equal(grids(4))
     for options in ({"steps": 4}, {"steps": 8, "temperature": 0.1}):
         assert memory.generate(text, generators(0, 1, 2, 3), **options).equal(grids(4)), options
 
@@ -389,13 +424,14 @@ def test_memorised_grids_come_back_from_nothing(memory, text):
 def test_memorised_captions_come_back(memory, tokenizer):
     rows = memory.caption(grids(4))
     assert [[BOS, *row, EOS] for row in rows] == tokenizer(CAPTIONS)["input_ids"]
-    assert [tokenizer.decode(row, skip_special_tokens=True) for row in rows] == CAPTIONS, "a caption that a person can read"
+    decoded = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    assert decoded == CAPTIONS, "a caption that a person can read"
     assert all(not {BOS, EOS, PAD} & set(row) for row in rows)
     for i in range(4): assert memory.caption(grids(4)[i:i + 1]) == rows[i:i + 1]
 
 
-def test_description_ends_even_without_an_end(brain):
-    with torch.no_grad(): brain.word_head.bias[EOS] = -1e9
+def test_caption_ends_even_without_an_end(brain):
+    with torch.no_grad(): brain.caption_head.bias[EOS] = -1e9
     assert {len(row) for row in brain.caption(grids(3))} == {brain.shape.max_length - 1}
 
 
@@ -405,39 +441,43 @@ def test_word_by_word_is_as_all_at_once(tokenizer, text, layers, bridge_ratio):
     brain = open_gates(new(tokenizer, layers=layers, bridge_ratio=bridge_ratio))
     codes, ids = grids(4).flatten(1), text.input_ids[3:].expand(4, -1)
     with torch.no_grad():
-        expected = brain.read(codes, Text(ids, torch.ones_like(ids, dtype=torch.bool)))
-        offers, caches = brain.look(codes), [KVCache(16) for _ in range(layers)]
+        expected = next_word(brain, codes, ids)
+        context, caches = image_context(brain, codes), [KVCache(16) for _ in range(layers)]
         for i in range(ids.shape[1]):
-            scores = brain.tell(brain.text_tower.embedding(ids[:, :i + 1])[:, -1:], offers, caches=caches)[:, 0]
-            torch.testing.assert_close(scores, expected[:, i], rtol=1e-4, atol=1e-4)
+            logits = caption_logits(brain, ids[:, :i + 1], context, caches)[:, 0]
+            torch.testing.assert_close(logits, expected[:, i], rtol=1e-4, atol=1e-4)
 
 
-def test_descriptions_by_hand(wavering):
+def test_captions_by_hand(wavering):
     "The likeliest word after those so far, again and again, all computed anew each time."
     ids = torch.full((4, 1), BOS)
     with torch.no_grad():
         while ids.shape[1] < wavering.shape.max_length:
-            scores = wavering.read(grids(4).flatten(1), Text(ids, torch.ones_like(ids, dtype=torch.bool)))
-            ids = torch.cat([ids, scores[:, -1:].argmax(-1)], 1)
+            logits = next_word(wavering, grids(4).flatten(1), ids)
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
     by_hand = [row[1:row.index(EOS)] if EOS in row else row[1:] for row in ids.tolist()]
     assert wavering.caption(grids(4)) == by_hand
 
 
 def test_drawn_captions_come_from_their_own_generators(wavering, memory):
-    "Alone, in a batch, in another order: whether the others are finished or not; and another seed says something else."
-    for brain, options in [(wavering, {"temperature": 1.0}), (wavering, {"temperature": 1.5, "top_p": 0.8}), (memory, {"temperature": 3.0})]:
+    "Alone, in a batch, in another order, whether others are finished or not; and another seed says another thing."
+    ways = [(wavering, {"temperature": 1.0}), (wavering, {"temperature": 1.5, "top_p": 0.8}),
+            (memory, {"temperature": 3.0})]
+    for brain, options in ways:
         together = brain.caption(grids(4), generators=generators(0, 1, 2, 3), **options)
-        for i in range(4): assert brain.caption(grids(4)[i:i + 1], generators=generators(i), **options) == together[i:i + 1]
+        for i in range(4):
+            assert brain.caption(grids(4)[[i]], generators=generators(i), **options) == together[i:i + 1]
         assert brain.caption(grids(4).flip(0), generators=generators(3, 2, 1, 0), **options) == together[::-1]
         assert brain.caption(grids(4), generators=generators(4, 5, 6, 7), **options) != together
     assert len({len(row) for row in together}) > 1, "some must end before others"
 
 
 def test_the_few_likeliest_words_are_the_likeliest_word(wavering, memory):
-    "A tiny top-p leaves one word; a tiny temperature makes it certain; and what was learned by heart is drawn as it was learned."
+    "A tiny top-p leaves one word, a tiny temperature makes it certain, and what is known by heart is drawn so."
     for brain in (wavering, memory):
         for options in ({"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1e-6}):
-            assert brain.caption(grids(4), generators=generators(0, 1, 2, 3), **options) == brain.caption(grids(4)), options
+            drawn = brain.caption(grids(4), generators=generators(0, 1, 2, 3), **options)
+            assert drawn == brain.caption(grids(4)), options
     assert memory.caption(grids(4), 1.0, 0.7, generators(0, 1, 2, 3)) == memory.caption(grids(4))
 
 
@@ -448,7 +488,9 @@ def test_gates_learn_and_are_logged(brain, text):
     assert len(gates) == 2 * 3
     assert all(gate.grad is not None and gate.grad.abs().sum() > 0 for gate in gates.values()), gates
 
-    def openings(metrics): return {name: float(value) for name, value in metrics.items() if name.startswith("gate/")}
+    def openings(metrics):
+        return {name: float(value) for name, value in metrics.items() if name.startswith("gate/")}
+
     logged = openings(metrics)
     assert len(logged) == len(gates) and all(-1 <= value <= 1 for value in logged.values())
     with torch.no_grad():
@@ -463,7 +505,8 @@ def test_stage_two_does_not_read(brain, text):
     assert "caption_loss" in metrics and loss > metrics["code_loss"]
     brain.zero_grad()
     brain.loss(grids(4), text, stage=DRAW)[0].backward()
-    assert all(parameter.grad is None or parameter.grad.eq(0).all() for parameter in brain.word_head.parameters())
+    gradients = [parameter.grad for parameter in brain.caption_head.parameters()]
+    assert all(gradient is None or gradient.eq(0).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("stage", [DRAW, BOTH, StageConfig(caption_weight=1.0, caption_share=0.01),
@@ -474,7 +517,7 @@ def test_loss_is_finite_for_any_batch(brain, text, stage):
         for seed in range(20):
             torch.manual_seed(seed)
             loss, metrics = brain.loss(grids(count), Text(*(part[:count] for part in text)), stage=stage)
-            assert loss.isfinite() and all(torch.as_tensor(value).isfinite() for value in metrics.values()), (count, seed)
+            assert torch.stack([loss, *metrics.values()]).isfinite().all(), (count, seed)
 
 
 def test_loss_where_nothing_happens_to_be_hidden(tokenizer, text):
@@ -486,7 +529,8 @@ def test_loss_where_nothing_happens_to_be_hidden(tokenizer, text):
         torch.manual_seed(seed)
         for share in (0, 1):
             stage = StageConfig(full_mask_share=share)
-            assert brain.loss(torch.zeros(1, 1, 1, dtype=torch.int64), Text(*(part[:1] for part in text)), stage)[0].isfinite(), seed
+            loss, _ = brain.loss(torch.zeros(1, 1, 1, dtype=torch.int64), rows(text, 0), stage)
+            assert loss.isfinite(), seed
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -499,12 +543,6 @@ def test_brain_of_a_codebook_that_collapsed(tokenizer, value):
 
 
 # --- what is refused ---
-
-def refusal(call, *arguments, **options):
-    with pytest.raises(VQGenError) as caught: call(*arguments, **options)
-    assert one_sentence(caught.value), str(caught.value)
-    return str(caught.value)
-
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_steps_below_one(brain, text, steps):
@@ -528,8 +566,11 @@ def test_temperature_below_zero(brain, text, temperature):
     assert "temperature" in refusal(brain.generate, text, generators(0, 1, 2, 3), temperature=temperature)
 
 
-@pytest.mark.parametrize("options, part", [({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p"),
-                                           ({"temperature": 1.0}, "4 captions"), ({"temperature": 1.0, "generators": [0, 1]}, "not 2")])
-def test_describing_with_options_that_make_no_sense(brain, options, part):
+WRONG = [({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p"),
+         ({"temperature": 1.0}, "4 captions"), ({"temperature": 1.0, "generators": [0, 1]}, "not 2")]
+
+
+@pytest.mark.parametrize("options, part", WRONG)
+def test_captions_with_options_that_make_no_sense(brain, options, part):
     if "generators" in options: options = {**options, "generators": generators(*options["generators"])}
     assert part in refusal(brain.caption, grids(4), **options)

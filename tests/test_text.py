@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQVAEConfig
-from vqgen.priors.brain import BiHemisphericBrain
+from vqgen.priors.brain import BiHemisphericBrain, decided_logits
 from vqgen.priors.build import new_prior
 from vqgen.priors.codes import CodedCaptions
 from vqgen.priors.curriculum import train_stage
@@ -120,7 +120,7 @@ def new(tokenizer, encoder=None, **changes):
 def logits_of(brain, text, codes=None):
     "Logits (B, N, K) of a pass over a blank canvas that decides `codes` (B, h, w), in the order of deciding."
     codes = (grids(len(text.input_ids)) if codes is None else codes).flatten(1)
-    return brain.ask(codes, text, torch.ones_like(codes, dtype=torch.bool))[0].unflatten(0, codes.shape)
+    return decided_logits(brain, codes, text, torch.ones_like(codes, dtype=torch.bool))
 
 
 def grids(count): return torch.randint(K, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(0))

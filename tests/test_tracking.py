@@ -108,7 +108,7 @@ def test_wandb_is_told_gates_and_captioned_drawings_of_each_stage(run):
         stages[stage] = lines[max(lines)]
     assert set(stages) == {"stage1", "stage2"}
     for stage, last in stages.items():
-        assert -1 <= last[f"{stage}/gate/0/codes"] <= 1
+        assert -1 <= last[f"{stage}/gate/0/image"] <= 1
         assert last[f"{stage}/samples/captions"][0].startswith("a ")
 
 
