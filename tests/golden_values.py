@@ -1,6 +1,6 @@
 """What every model computes, written down: loss curves of 30 steps, and codes that the shipped run draws.
 
-    python tests/golden_values.py     # writes tests/golden/*.json anew; only where numbers are meant to change
+    python tests/golden_values.py     # writes tests/golden/*.json anew, where numbers are meant to change
 """
 import json
 import platform
@@ -11,19 +11,21 @@ import torch
 from tiny import CONFIG, changed, coded, splits
 
 from vqgen.config import StageConfig, TrainConfig
-from vqgen.priors.curriculum import train_stage
 from vqgen.pipeline import Pipeline
 from vqgen.priors.build import PRIORS, new_prior, train_prior
+from vqgen.priors.curriculum import train_stage
 from vqgen.training.loop import train
 from vqgen.vqvae.model import VQVAE
 
 FOLDER = Path(__file__).parent / "golden"
 STEPS = {"steps": 30, "batch_size": 16, "warmup_steps": 5, "learning_rate": 3e-3}
 CURVES = {"vqvae": "adamw", **dict.fromkeys(PRIORS, "adamw"), "cftn, muon": "muon", "cftn-v2, muon": "muon"}
-CAPTIONS = ["a person with a green mohawk and sunglasses", "a person with long red hair, a purple background and a smiling mouth",
+CAPTIONS = ["a person with a green mohawk and sunglasses",
+            "a person with long red hair, a purple background and a smiling mouth",
             "brown skin, a blue hat, yellow clothes", "a person with curly brown hair"]
 DRAWINGS = {"lstm": {}, "transformer": {}, "cftn": {}, "cftn-v2": {}, "cftn-v2, 4 passes": {"steps": 4},
-            "transformer, guided": {"guidance_scale": 2.0, "top_k": 100}, "cftn, guided": {"steps": 5, "guidance_scale": 2.0, "order": "confidence"},
+            "transformer, guided": {"guidance_scale": 2.0, "top_k": 100},
+            "cftn, guided": {"steps": 5, "guidance_scale": 2.0, "order": "confidence"},
             "cftn-v2, guided": {"guidance_scale": 2.0, "top_p": 0.9}}
 
 
@@ -51,14 +53,16 @@ def loss_curve(case):
     settings = {**STEPS, "optimizer": optimizer}
     with tempfile.TemporaryDirectory() as folder:
         if name == "vqvae": train(model, data, TrainConfig(**settings), folder)
-        elif name == "cftn-v2": train_stage(model, "stage1", StageConfig(caption_weight=0.3, **settings), data, None, folder)
+        elif name == "cftn-v2":
+            train_stage(model, "stage1", StageConfig(caption_weight=0.3, **settings), data, None, folder)
         else: train_prior(model, data, None, TrainConfig(**settings), folder)
     return losses
 
 
 def drawn_codes(case):
     "The codes (4, 8, 8) of `CAPTIONS` by a prior of the shipped run, as nested lists."
-    return Pipeline.from_pretrained("avatars-hour", case.split(",")[0], "cpu").codes(CAPTIONS, seed=7, **DRAWINGS[case]).tolist()
+    pipe = Pipeline.from_pretrained("avatars-hour", case.split(",")[0], "cpu")
+    return pipe.codes(CAPTIONS, seed=7, **DRAWINGS[case]).tolist()
 
 
 def written_captions():
@@ -81,7 +85,8 @@ def write(name, values):
 
 def main():
     write("curves", {case: one_thread(loss_curve, case) for case in CURVES})
-    write("codes", {**{case: one_thread(drawn_codes, case) for case in DRAWINGS}, "captions": one_thread(written_captions)})
+    codes = {case: one_thread(drawn_codes, case) for case in DRAWINGS}
+    write("codes", {**codes, "captions": one_thread(written_captions)})
 
 
 if __name__ == "__main__": main()

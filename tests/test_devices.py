@@ -1,7 +1,7 @@
 """A model on a GPU takes tensors from the CPU, and gives back what it makes there.
 
-Without a GPU, PyTorch's fake tensors stand in for one: they have a device and a shape, and complain like the real ones
-where two devices meet. With one, `pytest -m cuda` does the same in earnest.
+Without a GPU, PyTorch's fake tensors stand in for one: they have a device and a shape, and complain like the
+real ones where two devices meet. With one, `pytest -m cuda` does the same in earnest.
 """
 import dataclasses
 
@@ -48,15 +48,17 @@ METHODS = {
     ("vqvae", "loss"): lambda model, given: model.loss(given["images"]),
     ("classifier", "loss"): lambda model, given: model.loss(given["images"], given["labels"]),
     ("classifier", "read"): lambda model, given: model.read(given["images"]),
-    **{(name, "loss"): lambda model, given: model.loss(given["codes"], given["text"]) for name in PRIORS},
-    **{(name, "generate"): lambda model, given: model.generate(given["text"], generators(0, 1)) for name in PRIORS},
-    **{(name, "stream"): lambda model, given: list(model.stream(given["text"], generators(0, 1), given["codes"] * 0 - 1))
-       for name in PRIORS},
-    **{(name, "bits_per_code"): lambda model, given: model.bits_per_code(given["codes"], given["text"])
-       for name in ("lstm", "transformer", "cftn")},
+    **dict.fromkeys([(name, "loss") for name in PRIORS],
+                    lambda model, given: model.loss(given["codes"], given["text"])),
+    **dict.fromkeys([(name, "generate") for name in PRIORS],
+                    lambda model, given: model.generate(given["text"], generators(0, 1))),
+    **dict.fromkeys([(name, "stream") for name in PRIORS],
+                    lambda model, given: list(model.stream(given["text"], generators(0, 1)))),
+    **dict.fromkeys([(name, "bits_per_code") for name in ("lstm", "transformer", "cftn")],
+                    lambda model, given: model.bits_per_code(given["codes"], given["text"])),
     ("cftn-v2", "caption"): lambda model, given: model.caption(given["codes"]),
 }
-READS = {("classifier", "read"), ("cftn-v2", "caption")}   # their results are words, for which values must be known
+READS = {("classifier", "read"), ("cftn-v2", "caption")}   # their results are words: values must be known
 
 
 def tensors(value):
@@ -73,7 +75,8 @@ def to_fake_gpu(model):
             for name, value in table.items():
                 if value is None: continue
                 empty = torch.empty(value.shape, dtype=value.dtype, device=GPU)
-                table[name] = torch.nn.Parameter(empty, value.requires_grad) if table is part._parameters else empty
+                if table is part._parameters: empty = torch.nn.Parameter(empty, value.requires_grad)
+                table[name] = empty
     return model
 
 
@@ -81,7 +84,8 @@ def fake(value, mode):
     "`value` (a tensor, or a dataclass of tensors such as `Text`) as fake tensors on the CPU."
     if isinstance(value, torch.Tensor): return mode.from_tensor(value)
     if not dataclasses.is_dataclass(value): return value
-    return type(value)(**{field.name: fake(getattr(value, field.name), mode) for field in dataclasses.fields(value)})
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return type(value)(**{name: fake(part, mode) for name, part in fields.items()})
 
 
 @pytest.mark.parametrize("case", METHODS, ids="-".join)
@@ -98,7 +102,7 @@ def test_on_a_gpu_that_is_not_there(case):
 
 @pytest.mark.parametrize("name", ["vqvae", *PRIORS])
 def test_a_training_step_on_a_gpu_that_is_not_there(name):
-    "Forward and backward in training mode, on tensors of the GPU: without a look at a value, so without waiting for it."
+    "Forward and backward in training, on tensors of the GPU: without a look at a value, so without waiting."
     model, given = new_model(name).train(), inputs()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         to_fake_gpu(model)

@@ -20,8 +20,8 @@ def environment(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=300)
     python = folder / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "nbdev>=3,<4"], check=True, timeout=600)
-    packages = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True,
-                              capture_output=True, text=True, timeout=60).stdout.strip()
+    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = subprocess.run(where, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
     (Path(packages) / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
     return folder / "bin"
 
@@ -32,7 +32,7 @@ def exported(environment, tmp_path_factory):
     root = tmp_path_factory.mktemp("copy")
     for name in ("settings.ini", "pyproject.toml", "setup.py"): shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / "nbs", root / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    shutil.copytree(ROOT / "vqgen", root / "vqgen", ignore=lambda _, names: [name for name in names if name in GENERATED])
+    shutil.copytree(ROOT / "vqgen", root / "vqgen", ignore=lambda _, names: GENERATED.intersection(names))
     subprocess.run([environment / "nbdev-export"], cwd=root, check=True, timeout=300)
     return root
 
@@ -45,4 +45,5 @@ def test_export_is_the_same(exported):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(environment, exported, name):
-    subprocess.run([environment / "nbdev-test", f"nbs/{name}.ipynb", "--n-workers", "0"], cwd=exported, check=True, timeout=300)
+    command = [environment / "nbdev-test", f"nbs/{name}.ipynb", "--n-workers", "0"]
+    subprocess.run(command, cwd=exported, check=True, timeout=300)

@@ -1,4 +1,4 @@
-"README.md is nbs/index.ipynb as Markdown: `python tools/readme.py` writes it, tests/test_export_sync.py compares it."
+"README.md is nbs/index.ipynb as Markdown: `python tools/readme.py` writes it, a test compares it."
 import os
 import re
 from pathlib import Path

@@ -2,8 +2,9 @@
 
     python tools/trained.py runs/avatars-hour
 
-The run holds a VQ-VAE and all four priors, as `vqgen train` leaves them; its classifier is trained now if it is not there. Priors and
-classifier are stored in half precision, the VQ-VAE as it is: the priors know it by its fingerprint.
+The run holds a VQ-VAE and all four priors, as `vqgen train` leaves them; its classifier is trained now if
+it is not there. Priors and classifier are stored in half precision, the VQ-VAE as it is: the priors know it
+by its fingerprint.
 """
 import shutil
 import sys
@@ -12,10 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from vqgen.training.checkpoints import load_model
 from vqgen.config import load_config
 from vqgen.experiment import load_classifier, load_splits
 from vqgen.priors.build import PRIORS
+from vqgen.training.checkpoints import load_model
 from vqgen.vqvae.model import VQVAE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ("config.json", "config.yaml", "tokenizer.json", "tokenizer_config.json")
 
 
-def halved(weights): return {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
+def halved(weights):
+    floats = {name: value.half() for name, value in weights.items() if value.dtype == torch.float32}
+    return {**weights, **floats}
 
 
 def main(run):
@@ -37,7 +40,8 @@ def main(run):
         for path in (run / name / kept for kept in KEPT):
             if path.exists(): shutil.copy(path, folder)
         save_file(weights if name == "vqvae" else halved(weights), folder / "model.safetensors")
-        print(f"{folder.relative_to(ROOT)}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.2f} MB")
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"{folder.relative_to(ROOT)}: {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__": main(Path(sys.argv[1]))

@@ -9,10 +9,10 @@ import argparse
 import json
 
 import torch
-from torch import nn
-
 from stand_ins import ExplicitBlock, ExplicitBridge
 from timing import medians
+from torch import nn
+
 from vqgen.config import BrainConfig, PriorShape, VQVAEConfig
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.text import PAD, Text

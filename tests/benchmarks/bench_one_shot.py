@@ -12,11 +12,11 @@ import random
 from pathlib import Path
 
 import torch
-
 from timing import medians
+
 from vqgen.config import load_config
-from vqgen.experiment import load_judge, load_splits, reconstruct
 from vqgen.evaluation.judge import caption_accuracy, diversity
+from vqgen.experiment import load_judge, load_splits, reconstruct
 from vqgen.pipeline import Pipeline, find_run
 from vqgen.priors.build import PRIORS
 
