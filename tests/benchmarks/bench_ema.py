@@ -1,4 +1,4 @@
-"""What the average of the weights costs a step: our `EMA` and PyTorch's `AveragedModel`, which must agree to the bit.
+"""What averaging the weights costs a step: our `EMA` and PyTorch's `AveragedModel`, which agree to the bit.
 
     python tests/benchmarks/bench_ema.py [--run avatars-hour] [--updates 60]
 """
