@@ -114,6 +114,7 @@ class TrainState:
         self.model.load_state_dict(self.average.module.state_dict())
         self.model.eval()
 
+# %% ../../nbs/70_training.loop.ipynb #70000016
 def new_state(model, loss, config, special_rates, accelerator):
     "A `TrainState` at step 0, as `config` (a `TrainConfig`) asks, on the device of `accelerator`."
     optimizer = make_optimizer(model, config, special_rates)
