@@ -152,6 +152,7 @@ def open_styles():
     return str(error.value).split("choose one of ")[1].split(", ")
 
 
+@pytest.mark.slow
 def test_every_open_style_draws_captions_and_fills_both_splits():
     styles = open_styles()
     assert len(styles) == 56

@@ -25,6 +25,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vqgen.config.CFTNConfig': ('config.html#cftnconfig', 'vqgen/config.py'),
                               'vqgen.config.CFTNSection': ('config.html#cftnsection', 'vqgen/config.py'),
                               'vqgen.config.ClassifierSection': ('config.html#classifiersection', 'vqgen/config.py'),
+                              'vqgen.config.ClassifierTrainConfig': ('config.html#classifiertrainconfig', 'vqgen/config.py'),
                               'vqgen.config.DataConfig': ('config.html#dataconfig', 'vqgen/config.py'),
                               'vqgen.config.LSTMConfig': ('config.html#lstmconfig', 'vqgen/config.py'),
                               'vqgen.config.LSTMSection': ('config.html#lstmsection', 'vqgen/config.py'),

@@ -6,8 +6,8 @@
 __all__ = ['PRIOR_SECTIONS', 'Config', 'Section', 'DataConfig', 'VQVAEConfig', 'TextConfig', 'PriorConfig', 'LSTMConfig',
            'TransformerConfig', 'CFTNConfig', 'BrainConfig', 'PriorShape', 'TrainConfig', 'StageConfig',
            'TrackingConfig', 'VQVAESection', 'LSTMSection', 'TransformerSection', 'CFTNSection', 'BrainSection',
-           'ClassifierSection', 'BaseConfig', 'section_key', 'config_model', 'training_stages', 'parse_section',
-           'parse_config', 'preset_names', 'load_config', 'dump_config']
+           'ClassifierTrainConfig', 'ClassifierSection', 'BaseConfig', 'section_key', 'config_model', 'training_stages',
+           'parse_section', 'parse_config', 'preset_names', 'load_config', 'dump_config']
 
 # %% ../nbs/82_config.ipynb #e42d3142
 import difflib
@@ -186,9 +186,16 @@ class BrainSection(Section):
     stage1: StageConfig = StageConfig(caption_weight=0.1)
     stage2: StageConfig = StageConfig()
 
+class ClassifierTrainConfig(TrainConfig):
+    "How long and how fast the classifier is trained."
+    steps: int = Field(1000, ge=1)
+    learning_rate: float = Field(4e-3, gt=0)
+    ema_decay: float = Field(0.98, ge=0, lt=1)
+    save_every: int = Field(1000, ge=1)
+
 class ClassifierSection(Section):
     "The classifier that judges drawings of known attributes: its training."
-    train: TrainConfig = TrainConfig(steps=1500, learning_rate=2e-3, ema_decay=0.98, save_every=1500)
+    train: ClassifierTrainConfig = ClassifierTrainConfig()
 
 # %% ../nbs/82_config.ipynb #c0a5e003
 class BaseConfig(Section):

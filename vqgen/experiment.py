@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .config import ClassifierSection, dump_config, section_key, training_stages
+from .config import ClassifierTrainConfig, dump_config, section_key, training_stages
 from .data.avatars import ATTRIBUTES, part_values
 from .data.datasets import load_data
 from .errors import VQGenError
@@ -169,10 +169,10 @@ def knows_attributes(data):
 def load_classifier(run, data, vqvae, config=None):
     """The classifier of the run for the faces of `data`; trained now, if there is none that fits.
 
-    `config` is a `TrainConfig`, by default that of a `ClassifierSection`. Raises `VQGenError` where the
+    `config` is a `TrainConfig`, by default a `ClassifierTrainConfig`. Raises `VQGenError` where the
     run came with the package and its classifier knows other data.
     """
-    config = config or ClassifierSection().train
+    config = config or ClassifierTrainConfig()
     folder = find_run(run) / "classifier"
     attributes = {**ATTRIBUTES, **part_values()}
     facts = {"data": data.fingerprint, "vqvae": fingerprint(vqvae), "named": len(attributes)}

@@ -141,8 +141,8 @@ def _published_metrics(count):
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
         from torchmetrics.multimodal.clip_score import CLIPScore
-        kid = KernelInceptionDistance(subset_size=min(1000, count))
-        return FrechetInceptionDistance(), kid, CLIPScore()
+        size = min(1000, count)
+        return FrechetInceptionDistance(), KernelInceptionDistance(subset_size=size), CLIPScore()
     except (ImportError, OSError, RuntimeError) as fault:
         reason = str(fault).strip().splitlines()[0].split(". ")[0]
         raise VQGenError(f"no FID, KID and CLIP score here ({reason}): they need `pip install torch-fidelity "

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..config import ClassifierSection, Section
+from ..config import ClassifierTrainConfig, Section
 from ..errors import VQGenError
 from ..placement import on_model_device
 from ..training.loop import train
@@ -112,13 +112,13 @@ def train_classifier(data, attributes, folder, copies=None, config=None, seed=0,
 
     `attributes` maps the names that it shall know to their values, as `ATTRIBUTES` does; with `copies`
     (N, 3, H, W), what a VQ-VAE makes of all images, it learns from those, too. `config` is a `TrainConfig`,
-    by default that of a `ClassifierSection`; `seed` chooses its first weights and the order of the data;
+    by default a `ClassifierTrainConfig`; `seed` chooses its first weights and the order of the data;
     `facts` are noted beside the saved weights. Raises `VQGenError` where an attribute is not known.
     """
     examples = LabelledImages(data, attributes, copies)
     torch.manual_seed(seed)
     classifier = AttributeClassifier(ClassifierConfig(attributes=attributes, image_size=data.image_size))
-    config = config or ClassifierSection().train
+    config = config or ClassifierTrainConfig()
     train(classifier, examples, config, folder, seed=seed, stage="classifier", facts=facts)
     return classifier
 
