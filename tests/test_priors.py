@@ -128,10 +128,11 @@ def memories(tokenizer, text):
     for kind, (model, config) in KINDS.items():
         torch.manual_seed(0)
         priors[kind] = model(config.model_copy(update={"caption_dropout": 0.3}), shape)
-        fit(priors[kind], grids(16), text, steps=200)
+        fit(priors[kind], grids(16), text, steps=240 if kind == "cftn" else 160)
     return priors
 
 
+@pytest.mark.slow
 @every_prior
 def test_sixteen_grids_by_heart(kind, memories, text):
     prior = memories[kind]
@@ -167,6 +168,7 @@ def test_the_bits_of_cftn_are_a_bound(tokenizer, text):
     assert prior.bits_per_code(every, text).equal(prior.bits_per_code(every, text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lstm", "transformer", "cftn"])
 def test_bits_are_few_for_what_is_known(kind, memories, text):
     prior = memories[kind]
@@ -272,6 +274,7 @@ def test_only_codes_come_out(kind, tokenizer, text, std):
         assert codes.min() >= 0 and codes.max() < K, options
 
 
+@pytest.mark.slow
 @every_prior
 def test_given_codes_are_never_altered(kind, tokenizer, text, memories):
     for prior in (new(kind, tokenizer), memories[kind]):
@@ -283,6 +286,7 @@ def test_given_codes_are_never_altered(kind, tokenizer, text, memories):
             assert drawn[given >= 0].equal(given[given >= 0]) and drawn.min() >= 0, options
 
 
+@pytest.mark.slow
 @every_prior
 def test_the_rest_is_found_from_what_is_given(kind, memories, text):
     "Of a grid known by heart all but the last row, and no caption: more follows than the twelfth of chance."
