@@ -109,14 +109,6 @@ def test_notebook_was_run(path):
     assert outputs or path.stem == "index", f"saved without outputs: run `make notebooks NB={path.stem}`"
 
 
-@by_name
-def test_cells_are_short(path):
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code":
-            count = len(cell.source.splitlines())
-            assert count <= 40, f"a cell of {count} lines: {cell.source.splitlines()[1]}"
-
-
 def test_import_is_light():
     "No module loads at import what only some commands need."
     heavy = ["transformers", "datasets", "wandb", "matplotlib"]
