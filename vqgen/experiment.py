@@ -184,7 +184,7 @@ def load_classifier(run, data, vqvae, config=None):
         raise VQGenError(f"the classifier that the package brings with {run} knows other data: "
                          f"take those of {folder.parent}/vqvae/config.yaml")
     if changed: empty_folder(folder)
-    train_classifier(data, attributes, folder, vqvae, config=config, facts=facts)
+    train_classifier(data, attributes, folder, reconstruct(vqvae, data), config, facts=facts)
     return load_model(folder, AttributeClassifier)
 
 def load_judge(run, data, validation, vqvae, config=None):
