@@ -28,9 +28,12 @@ def nearest_codes(rows, codebook, scratch=4 * 2**20):
     centre = codebook.mean(0)              # measured from here the numbers stay small, and rounding harmless
     table = codebook - centre
     norms = table.square().sum(1)          # |z - c|^2 = |z|^2 - 2 z.c + |c|^2, and |z|^2 is common to all
-    parts = rows.split(max(1, scratch // len(table)))
+    codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    part = max(1, scratch // len(table))
     with torch.autocast(rows.device.type, enabled=False):
-        return torch.cat([torch.addmm(norms, part - centre, table.T, alpha=-2).argmin(1) for part in parts])
+        for some, place in zip(rows.split(part), codes.split(part)):
+            torch.argmin(torch.addmm(norms, some - centre, table.T, alpha=-2), 1, out=place)
+    return codes
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #5a1e7101
 class StraightThrough(torch.autograd.Function):
@@ -245,7 +248,7 @@ def revive_codes(quantizer, rows, codes):
     "Move codes that are hardly used onto `rows` `(N, D)` that are far from the code they chose, of `codes`."
     average = quantizer.ema_count.mean()
     dead = quantizer.ema_count < quantizer.revive_after * average
-    errors = (rows - F.embedding(codes, quantizer.codebook)).square().sum(1)
+    errors = F.embedding(codes, quantizer.codebook).sub_(rows).square_().sum(1)      # in place: it may be large
     drawn = sample_rows(rows, errors, len(dead))
     place = (dead.cumsum(0) - 1).clamp(min=0)          # the first dead code gets the first row, and so on
     reset_codes(quantizer, drawn[place], average, dead)
