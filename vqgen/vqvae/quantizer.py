@@ -248,7 +248,7 @@ def revive_codes(quantizer, rows, codes):
     "Move codes that are hardly used onto `rows` `(N, D)` that are far from the code they chose, of `codes`."
     average = quantizer.ema_count.mean()
     dead = quantizer.ema_count < quantizer.revive_after * average
-    errors = F.embedding(codes, quantizer.codebook).sub_(rows).square_().sum(1)      # in place: it may be large
+    errors = F.embedding(codes, quantizer.codebook).sub_(rows).square_().sum(1)    # in place: it may be large
     drawn = sample_rows(rows, errors, len(dead))
     place = (dead.cumsum(0) - 1).clamp(min=0)          # the first dead code gets the first row, and so on
     reset_codes(quantizer, drawn[place], average, dead)
