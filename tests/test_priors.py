@@ -10,7 +10,7 @@ from tiny import one_sentence
 from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, TextConfig, TransformerConfig
 from vqgen.errors import VQGenError
 from vqgen.cpu import BandedLinear, with_banded_linears
-from vqgen.priors.brain import BiHemisphericBrain, decided_logits
+from vqgen.priors.brain import BiHemisphericBrain, teacher_forced
 from vqgen.priors.cftn import CFTN, random_mask
 from vqgen.priors.build import start_from_codebook
 from vqgen.priors.lstm import LSTMPrior
@@ -61,7 +61,7 @@ def some(text, *rows): return Text(*(part[list(rows)] for part in text))
 def score(prior, codes, text):
     "Scores (B, N, K) for codes (B, N), whatever the kind of prior."
     if prior.loop.__name__ == "sample_autoregressive": return prior(codes, text)
-    if isinstance(prior, BiHemisphericBrain): return decided_logits(prior, codes, text, codes >= 0)
+    if isinstance(prior, BiHemisphericBrain): return teacher_forced(prior, codes, text, codes >= 0)[0]
     return prior.step(codes, prior.start(text))
 
 

@@ -14,7 +14,7 @@ from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQVAE
 from vqgen.errors import VQGenError
 from vqgen.priors.curriculum import train_stage
 from vqgen.priors.build import new_prior
-from vqgen.priors.brain import BiHemisphericBrain, decided_logits
+from vqgen.priors.brain import BiHemisphericBrain, teacher_forced
 from vqgen.priors.codes import CodedCaptions
 from vqgen.priors.text import (Text, null_captions, cached_features, check_features, check_tokenizer,
                                drop_captions, encode_rows, load_encoder, load_tokenizer, new_tokenizer,
@@ -87,7 +87,7 @@ def new(tokenizer, encoder=None, **changes):
 def scores(brain, text, codes=None):
     "Scores (B, N, K) of a pass over a blank canvas that decides `codes` (B, h, w), in the order of deciding."
     codes = (grids(len(text.input_ids)) if codes is None else codes).flatten(1)
-    return decided_logits(brain, codes, text, torch.ones_like(codes, dtype=torch.bool))
+    return teacher_forced(brain, codes, text, torch.ones_like(codes, dtype=torch.bool))[0]
 
 
 def grids(count): return torch.randint(K, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
