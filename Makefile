@@ -8,6 +8,13 @@ BIN := $(abspath $(VENV))/bin
 RUN := PATH="$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
+# On Linux, PyPI's PyTorch is the build for NVIDIA GPUs, gigabytes of it. A machine without such a GPU takes the build
+# for CPUs, where the index that has it answers within 3 seconds.
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+FIND_CPU_INDEX = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null && \
+	timeout 3 $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(CPU_INDEX)/torch/")' 2> /dev/null && \
+	echo --extra-index-url $(CPU_INDEX)
+
 .PHONY: help setup demo test lab export notebooks trained clean
 .DELETE_ON_ERROR:
 
@@ -19,7 +26,8 @@ setup: $(VENV)/.library  ## make the environment with the command and the librar
 demo: $(VENV)/.library  ## train on drawings, then draw from captions; ARGS="--config emoji" for another preset
 	$(RUN) vqgen demo $(ARGS)
 
-test: $(VENV)/.dev  ## run every notebook, then the tests
+test: $(VENV)/.dev  ## check the style, run every notebook, then the tests
+	$(RUN) ruff check
 	$(RUN) MPLBACKEND=Agg OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	$(RUN) python -m pytest tests
 
@@ -29,7 +37,7 @@ lab: $(VENV)/.dev  ## open JupyterLab at the index of the notebooks
 export: $(VENV)/.dev  ## after an edit: notebooks -> vqgen/ and README.md
 	$(RUN) nbdev_export
 	$(RUN) nbdev_clean
-	$(RUN) python tests/make_readme.py
+	$(RUN) python tools/readme.py
 
 notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep what they print; NB="60_data.datasets 83_viz" for some
 	$(RUN) nbdev_export
@@ -39,7 +47,7 @@ notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep wha
 
 trained: $(VENV)/.dev  ## train the models that the package brings anew (about an hour), and put them there
 	for model in vqvae cftn-v2 transformer cftn lstm; do $(RUN) vqgen train $$model --config avatars-hour || exit 1; done
-	$(RUN) python tests/make_trained.py runs/avatars-hour
+	$(RUN) python tools/trained.py runs/avatars-hour
 
 clean:  ## remove the environment and what was built; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis _proc _docs
@@ -53,9 +61,9 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.library: $(VENV)/.python settings.ini setup.py constraints.txt
-	$(PIP) -e . -c constraints.txt
+	$(PIP) $$($(FIND_CPU_INDEX)) -e . -c constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.library
-	$(PIP) -e ".[dev]" -c constraints.txt
+	$(PIP) $$($(FIND_CPU_INDEX)) -e ".[dev]" -c constraints.txt
 	@touch $@

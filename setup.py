@@ -31,7 +31,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["vqgen", "vqgen.*"]),
-    package_data={"vqgen": ["configs/*.yaml", "trained/*/*", "trained/*/*/*"]},
+    package_data={"vqgen": ["py.typed", "configs/*.yaml", "trained/*/*", "trained/*/*/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "bench", "distances")},

@@ -2,6 +2,8 @@
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,10 @@ import yaml
 from PIL import Image
 from tiny import CONFIG, error_line, interrupt, scraps, vqgen, write_config
 
-from vqgen.files import fingerprint
-from vqgen.training.checkpoints import load_model, read_description
 from vqgen.config import dump_config, load_config, parse_config, preset_names
 from vqgen.experiment import train_vqvae
+from vqgen.files import fingerprint
+from vqgen.training.checkpoints import load_model, read_description
 from vqgen.vqvae.model import VQVAE
 
 
@@ -38,7 +40,23 @@ def copy(run, tmp_path): return Path(shutil.copytree(run, tmp_path / "copy"))
 def test_help_lists_the_commands():
     result = vqgen("--help")
     assert result.returncode == 0
-    assert all(re.search(rf"\b{command}\b", result.stdout) for command in ("train", "demo", "generate", "caption", "config"))
+    for command in ("train", "demo", "generate", "caption", "config", "evaluate"):
+        assert re.search(rf"\b{command}\b", result.stdout)
+
+
+def test_package_is_the_command_too():
+    command = [sys.executable, "-m", "vqgen", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and result.stdout.startswith("Usage: python -m vqgen ")
+    assert result.stdout.partition("\n")[2] == vqgen("--help").stdout.partition("\n")[2]
+
+
+def test_help_names_every_model():
+    "As the table of priors has them."
+    said = " ".join(vqgen("train", "--help").stdout.split())
+    assert "vqvae, which comes first, then lstm, transformer, cftn or cftn-v2" in said
+    for command in ("generate", "evaluate"):
+        assert "lstm, transformer, cftn or cftn-v2;" in " ".join(vqgen(command, "--help").stdout.split())
 
 
 def test_config_is_written_out():
@@ -53,17 +71,18 @@ def test_config_is_written_out():
 
 def test_run_folder_holds_what_it_should(run):
     for model in ("vqvae", "cftn-v2"):
-        assert {"config.yaml", "config.json", "model.safetensors", "state"} <= {path.name for path in (run / model).iterdir()}
+        found = {path.name for path in (run / model).iterdir()}
+        assert {"config.yaml", "config.json", "model.safetensors", "state"} <= found
         assert load_config(run / model / "config.yaml") == CONFIG
     assert (run / "cftn-v2/tokenizer.json").is_file()
     assert not scraps(run), "scraps of unfinished writing"
 
 
 def test_generate_draws_a_row_for_each_caption(run, tmp_path):
-    "Into the file that was asked for, or one that is named after the caption; the same seed gives the same bytes."
+    "Into the file that was asked for, or one named after the caption; the same seed gives the same bytes."
     out = tmp_path / "deep" / "picture.png"
-    ask = ["generate", "a ../face: of/me?", "somebody else", "--run", run, "--num-images", 3, "--steps", 4, "--temperature", 0.5,
-           "--guidance-scale", 2, "--seed", 7]
+    ask = ["generate", "a ../face: of/me?", "somebody else", "--run", run, "--num-images", 3, "--steps", 4,
+           "--temperature", 0.5, "--guidance-scale", 2, "--seed", 7]
     result = vqgen(*ask, "--out", out)
     assert result.returncode == 0 and result.stderr == "" and result.stdout.strip() == f"saved {out}"
     with Image.open(out) as picture:
@@ -83,7 +102,8 @@ def test_caption_says_a_line_for_each_picture(run, tmp_path):
     for options in ([], ["--temperature", 1.5, "--top-p", 0.9, "--seed", 3]):
         result, again = (vqgen("caption", *paths, "--run", run, *options) for _ in range(2))
         assert result.returncode == 0 and result.stderr == "", result.stderr
-        assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == list(map(str, paths)) and again.stdout == result.stdout
+        assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == list(map(str, paths))
+        assert again.stdout == result.stdout
 
 
 def test_caption_refuses_what_is_no_picture(run, tmp_path):
@@ -105,9 +125,10 @@ def test_prior_of_another_vqvae_is_refused(copy):
 
 
 def test_demo_ends_with_a_gallery_and_figures(run, config):
-    "Interrupted while it measures, and started again: what is trained is not trained anew, and what was half done is finished."
-    models = {path: path.stat().st_mtime_ns for model in ("vqvae", "cftn-v2") for path in (run / model).glob("model.safetensors")}
-    demo = ["demo", "--config", config, "--run", run]
+    "Interrupted while it measures, and started again: what is trained stays, what was half done is finished."
+    weights = [run / model / "model.safetensors" for model in ("vqvae", "cftn-v2")]
+    models = {path: path.stat().st_mtime_ns for path in weights}
+    demo = ["demo", "--config", config, "--run", run, "--classifier.train.steps", 150]
     code, out, err = interrupt(signal.SIGINT, r"classifier:.* [1-9]\d*/\d+ ", *demo)
     assert code == 1 and "Traceback" not in err
     last = err.replace("\r", "\n").strip().splitlines()[-1]
@@ -117,13 +138,16 @@ def test_demo_ends_with_a_gallery_and_figures(run, config):
     result = vqgen(*demo)
     assert result.returncode == 0, result.stderr
     figures, place = result.stdout.strip().splitlines()[-2:]
-    for part in (r"PSNR \d+\.\d dB", r"codebook usage \d+%", r"prompt accuracy \d+\.\d%", r"\d+ ms per one-shot picture"):
+    for part in (r"PSNR \d+\.\d dB", r"codebook usage \d+%", r"prompt accuracy \d+\.\d%",
+                 r"\d+ ms per one-shot picture"):
         assert re.search(part, figures), figures
     assert place.startswith(str(run / "gallery.png"))
-    with Image.open(run / "gallery.png") as picture: assert picture.format == "PNG" and min(picture.size) > 400
+    with Image.open(run / "gallery.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 400
     assert models == {path: path.stat().st_mtime_ns for path in models}
-    classifier, done = read_description(run / "classifier"), int(re.search(r"stopped at step \d+ of (\d+)", err)[1])
-    assert classifier["step"] == done, "the classifier judges with half a training"
+    done = int(re.search(r"stopped at step \d+ of (\d+)", err)[1])
+    assert read_description(run / "classifier")["step"] == done, "the classifier judges with half a training"
+    assert done == 150
 
 
 def test_evaluate_prints_a_table(run):
@@ -131,13 +155,17 @@ def test_evaluate_prints_a_table(run):
     result = vqgen("evaluate", "--run", run, "--count", 6)
     assert result.returncode == 0, result.stderr
     names = [line[:18].strip() for line in result.stdout.splitlines()]
-    for name in ("PSNR in dB", "codebook usage", "ms for a picture", "prompt accuracy", "training pictures", "held-out pictures", "reconstructions", "drawings"):
+    for name in ("PSNR in dB", "codebook usage", "ms for a picture", "prompt accuracy",
+                 "training pictures", "held-out pictures", "reconstructions", "drawings"):
         assert name in names, result.stdout
     assert "nearest, pixels" in result.stdout and "variety, pixels" in result.stdout
     assert "features" in result.stdout   # as columns, or in the sentence that says how to get them
 
 
 # --- off the road ---
+
+COMMANDS = ("config", "train", "generate", "caption", "evaluate", "trian")
+
 
 @pytest.mark.parametrize("arguments, parts", [
     (["config", "avatarz"], ["'avatarz'", *preset_names()]),
@@ -158,7 +186,9 @@ def test_evaluate_prints_a_table(run):
     (["evaluate", "--run", "nowhere"], ["nowhere", "vqgen demo", "--run", "avatars-hour"]),
     (["evaluate", "--count", "1"], ["--count", "at least 2"]),
     (["train", "cftn-v2", "--run", "nowhere"], ["nowhere", "train it first"]),
-], ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("config", "train", "generate", "caption", "evaluate", "trian") else "")
+    (["train", "cftn", "--stage", "stage1"], ["--stage", "cftn-v2"]),
+    (["train", "cftn-v2", "--stage", "stage3"], ["stage3", "stage1, stage2"]),
+], ids=lambda value: " ".join(value) if value[0] in COMMANDS else "")
 def test_every_error_is_one_line(tmp_path, arguments, parts):
     said = error_line(vqgen(*arguments, cwd=tmp_path))
     assert all(part in said for part in parts), said

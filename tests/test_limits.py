@@ -3,12 +3,11 @@ import ast
 
 import nbformat
 import pytest
-from make_readme import ROOT
+from paths import NOTEBOOKS, ROOT
 
 LINE, FUNCTION, CLASS = 110, 40, 60
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-FILES = sorted([*(ROOT / "vqgen").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
-FILES = [path for path in FILES if path.name != "_modidx.py"]
+FILES = sorted(path for folder in ("vqgen", "tests", "tools") for path in (ROOT / folder).rglob("*.py")
+               if path.name != "_modidx.py")
 
 
 def exported_names(tree):

@@ -1,4 +1,4 @@
-"A training that is killed again and again, in its steps and in its saves, ends in the very bytes of one that was left alone."
+"A training that is killed again and again, in steps and in saves, ends in the very bytes of one left alone."
 import json
 import os
 import random
@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from tiny import FITS, Stopping, scraps, unchanged, weights
 
-from vqgen import training
-from vqgen.training.checkpoints import newest_state
+from vqgen.training.checkpoints import RunFolder, newest_state
 
 STEPS, EVERY, DEATHS = 30, 2, 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FITS)
 def test_killed_ten_times_is_as_never_killed(own_cache, model, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                    "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    result = subprocess.run([sys.executable, __file__, model, str(tmp_path)], cwd=Path(__file__).parent, env=environment,
-                            capture_output=True, text=True, timeout=300)
+    result = subprocess.run([sys.executable, __file__, model, str(tmp_path)], cwd=Path(__file__).parent,
+                            env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert len(report["deaths"]) == DEATHS and report["inside a save"] >= 3, report
@@ -31,38 +31,41 @@ def test_killed_ten_times_is_as_never_killed(own_cache, model, tmp_path):
     assert not scraps(tmp_path)
 
 
-# --- what follows runs in a process of its own, which imports once, and forks a process for each life of the training ---
+# --- what follows runs in a process of its own, which forks another for each life of the training ---
 
-EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "os.listdir", "shutil.rmtree", "shutil.copyfile"}
+EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "os.listdir",
+          "shutil.rmtree", "shutil.copyfile"}
 
 
 def live(fit, folder, report, death=None):
-    """One life of the training: it tells `report` the step of each finished save, and how many file operations that took.
+    """One life of the training: it tells `report` the step and the file operations of each finished save.
 
-    `death` is None, `("step", n)` for a SIGKILL while batch n is read, or `("save", n)` for one at the n-th file operation in saves.
+    `death` is None, `("step", n)` for a SIGKILL while batch n is read, or `("save", n)` for one at
+    the n-th file operation in saves.
     """
     kind, number = death or ("", 0)
-    seen, saving, save = [], [], training._Run.save
+    seen, saving = [], []
+    save = RunFolder.save
 
-    def saved(run, parts):
+    def saved(run, state, *arguments, **options):
         before = len(seen)
         saving.append(run)
-        save(run, parts)
+        save(run, state, *arguments, **options)
         saving.clear()
-        os.write(report, f"{run.step} {len(seen) - before}\n".encode())
+        os.write(report, f"{state.step} {len(seen) - before}\n".encode())
 
     def operation(event, arguments):
         if not saving or event not in EVENTS: return
         seen.append(event)
         if kind == "save" and len(seen) == number: os.kill(os.getpid(), signal.SIGKILL)
-    training._Run.save = saved
+    RunFolder.save = saved
     sys.addaudithook(operation)
     wrap = (lambda data: Stopping(data, number, signal.SIGKILL)) if kind == "step" else unchanged
     fit(folder, wrap, steps=STEPS, save_every=EVERY)
 
 
 def fork(*arguments):
-    "Call `live` in a forked process; returns its exit code and what it reported, a list of pairs (step, file operations)."
+    "Call `live` in a forked process; returns its exit code and the reported pairs (step, operations)."
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -72,22 +75,26 @@ def fork(*arguments):
         os._exit(1)
     os.close(writing)
     with os.fdopen(reading) as pipe: lines = pipe.read().split("\n")[:-1]
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), [tuple(map(int, line.split())) for line in lines]
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code, [tuple(map(int, line.split())) for line in lines]
 
 
 def main(model, folder):
-    fit, whole, parts, draw = FITS[model], Path(folder) / "whole", Path(folder) / "parts", random.Random(model)
+    fit, draw = FITS[model], random.Random(model)
+    whole, parts = Path(folder) / "whole", Path(folder) / "parts"
     fit(Path(folder) / "first", steps=1)   # imports what is imported late and builds the data, for all lives
     code, saves = fork(fit, whole)
     assert code == 0 and [step for step, _ in saves] == [*range(EVERY, STEPS + 1, EVERY)], (code, saves)
-    operations, newest, report = saves[5][1], 0, {"deaths": [], "inside a save": 0}
+    operations, newest = saves[5][1], 0
+    report = {"deaths": [], "inside a save": 0}
     for life in range(DEATHS):
         death = ("save", draw.randint(1, operations)) if life % 2 else ("step", draw.randint(1, EVERY + 1))
         code, saves = fork(fit, parts, death)
         assert code == -signal.SIGKILL, (death, code, saves)
         state, note = newest_state(parts / "state/train")
         found = state["step"] if state else 0
-        assert note == "" and found >= max([newest, *(step for step, _ in saves)]), (death, found, saves)   # none is lost or damaged
+        assert note == "", (death, note)   # none is damaged, and none is lost
+        assert found >= max([newest, *(step for step, _ in saves)]), (death, found, saves)
         report["inside a save"] += bool(scraps(parts))
         report["deaths"].append([*death, found])
         newest = found

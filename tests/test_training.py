@@ -1,4 +1,5 @@
-"An interruption or another setting costs a user minutes, never the training; and a message says so in one sentence."
+"An interruption or another setting costs minutes, never the training; and a message says so in one sentence."
+import functools
 import json
 import os
 import re
@@ -9,21 +10,36 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import (CONFIG, FITS, SHORT, Stopping, changed, contents, interrupt, load_step, refusal, splits, train_plain, vqgen, weights,
-                  write_config)
+from tiny import (
+    CONFIG,
+    FITS,
+    SHORT,
+    Stopping,
+    changed,
+    contents,
+    interrupt,
+    load_step,
+    refusal,
+    splits,
+    train_plain,
+    weights,
+    write_config,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqgen.training.checkpoints import checkpoints, load_model, newest_state, read_description
-from vqgen.errors import VQGenError
 from vqgen.data.datasets import load_data
+from vqgen.errors import VQGenError
 from vqgen.experiment import train_prior_in, train_vqvae
 from vqgen.priors.text import train_tokenizer
-from vqgen.training.loop import train
+from vqgen.training.checkpoints import checkpoints, load_model, newest_state, read_description
+from vqgen.training.devices import choose_precision, precision_of, start_accelerator
+from vqgen.training.loop import Meter, model_loss, new_state, train, train_step
 from vqgen.vqvae.model import VQVAE
 
 
 @pytest.fixture(params=FITS)
 def fit(request, own_cache):
-    "A function `fit(folder, wrap, **changes)` that trains a fresh model of the wanted kind; returns it and its history."
+    "A function `fit(folder, wrap, **changes)` that trains a fresh model; returns it and its history."
     return FITS[request.param]
 
 
@@ -53,13 +69,15 @@ def test_resumed_weights_are_bit_identical(fit, tmp_path, number, at):
     resumed, history = fit(tmp_path / "parts")
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert all(value.equal(resumed.state_dict()[name]) for name, value in model.state_dict().items())
-    assert history[-1]["step"] == 9 and [record["step"] for record in history] == sorted({record["step"] for record in history})
+    steps = [record["step"] for record in history]
+    assert steps[-1] == 9 and steps == sorted(set(steps))
 
 
 def test_three_interruptions_in_a_row(fit, tmp_path):
     fit(tmp_path / "whole")
     for done in (1, 2, 6):
-        refusal(fit, tmp_path / "parts", lambda data, at=done - load_step(tmp_path / "parts"): Stopping(data, at))
+        left = done - load_step(tmp_path / "parts")
+        refusal(fit, tmp_path / "parts", functools.partial(Stopping, at=left))
         assert load_step(tmp_path / "parts") == done
     fit(tmp_path / "parts")
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
@@ -76,8 +94,8 @@ class StoppingWhenLookedAt(Stopping):
 def test_signal_during_validation_loses_no_step(tmp_path):
     "A signal that comes late in step 3 must still be followed by a save."
     torch.manual_seed(0)
-    said = refusal(train, VQVAE(CONFIG.vqvae.model), load_data(CONFIG.data), changed(SHORT, eval_every=3), tmp_path / "parts",
-                   validation=StoppingWhenLookedAt(splits()[1], 1))
+    said = refusal(train, VQVAE(CONFIG.vqvae.model), load_data(CONFIG.data), changed(SHORT, eval_every=3),
+                   tmp_path / "parts", validation=StoppingWhenLookedAt(splits()[1], 1))
     assert f"step {load_step(tmp_path / 'parts')} of 9" in said
     train_plain(tmp_path / "parts")
     train_plain(tmp_path / "whole")
@@ -91,6 +109,7 @@ def test_what_an_interruption_saves_can_be_used(fit, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text("utf-8"))["step"] == 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_sigterm_at_the_command_line(tmp_path):
     "Ctrl-C stops it, the same command goes on where it stopped, and SIGTERM stops that."
     long = ["train", "vqvae", "--config", write_config(tmp_path / "tiny.yaml"), "--run", tmp_path / "run",
@@ -101,7 +120,8 @@ def test_ctrl_c_and_sigterm_at_the_command_line(tmp_path):
         code, out, err = interrupt(number, rf"\b(?!{start}/)[1-9]\d*/1000000 ", *long)
         last = err.replace("\r", "\n").strip().splitlines()[-1]
         found = re.fullmatch(r"error: stopped at step (\d+) of 1000000; (.*)", last)
-        assert code == 1 and out == "" and found and "the same command goes on" in found[2] and "Traceback" not in err, err
+        assert code == 1 and out == "" and found and "the same command goes on" in found[2], err
+        assert "Traceback" not in err and "vqvae (float32, cpu): " in err, err
         steps.append(int(found[1]))
         assert load_step(tmp_path / "run/vqvae", "vqvae") == steps[-1]
         assert re.search(rf"\b{start}/1000000 ", err), "the progress bar begins where the training does"
@@ -131,8 +151,10 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
         value, metrics = model.loss(**batch)
         return (value, metrics) if model.training else (torch.tensor(next(scores)), metrics)
     few = torch.utils.data.Subset(splits()[1], range(4))
-    train(VQVAE(CONFIG.vqvae.model), splits()[0], changed(SHORT, save_every=2, eval_every=2), tmp_path, loss=loss, validation=few)
-    kept = {path.name: read_description(path)["validation_loss"] for path in checkpoints(tmp_path / "state/train")}
+    often = changed(SHORT, save_every=2, eval_every=2)
+    train(VQVAE(CONFIG.vqvae.model), splits()[0], often, tmp_path, loss=loss, validation=few)
+    found = checkpoints(tmp_path / "state/train")
+    kept = {path.name: read_description(path)["validation_loss"] for path in found}
     assert kept == pytest.approx({"step-00000004": 0.1, "step-00000008": 0.3, "step-00000009": 0.2})
     assert load_model(tmp_path / "state/train/step-00000004", VQVAE).config == CONFIG.vqvae.model
 
@@ -140,15 +162,16 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
 # --- the same step, worked off otherwise ---
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
-    "Where the codebook does not learn (it would look at each part for itself), parts change nothing but rounding."
+    "Where the codebook does not learn (it would look at each part alone), parts change nothing but rounding."
     def fit(folder, **changes):
         torch.manual_seed(0)
         model = VQVAE(CONFIG.vqvae.model)
         model.loss(load_data(CONFIG.data).batch(range(64)))
         model.quantizer.eval().train = lambda mode=True: model.quantizer
         return train(model, load_data(CONFIG.data), changed(SHORT, ema_decay=0.0, **changes), folder)
-    whole, parts = fit(tmp_path / "whole"), fit(tmp_path / "parts", gradient_accumulation_steps=4)
-    assert [record["loss"] for record in parts] == pytest.approx([record["loss"] for record in whole], abs=1e-5)
+    whole = [record["loss"] for record in fit(tmp_path / "whole")]
+    parts = [record["loss"] for record in fit(tmp_path / "parts", gradient_accumulation_steps=4)]
+    assert parts == pytest.approx(whole, abs=1e-5)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(one[name].allclose(other[name], atol=1e-4) for name in one)
 
@@ -175,7 +198,11 @@ class StoppingInTheLoop(Stopping):
         return self.data.__getitems__(indices)
 
 
-@pytest.mark.parametrize("options", [{"compile": True}, {"precision": "bf16"}], ids=["compiled", "bf16"])
+COMPILED = pytest.param({"compile": True}, marks=pytest.mark.slow, id="compiled")
+BF16 = pytest.param({"precision": "bf16"}, id="bf16")
+
+
+@pytest.mark.parametrize("options", [COMPILED, BF16])
 def test_faster_ways_train_too(tmp_path, options):
     "The loss ends where it does otherwise, and the model can be loaded as ever."
     first = train_plain(tmp_path / "plain")[1][-1]["loss"]
@@ -188,11 +215,108 @@ def test_precision_that_this_machine_lacks_is_refused(tmp_path):
     assert "fp16" in refusal(train_plain, tmp_path, precision="fp16")
 
 
+@pytest.mark.parametrize("device, capability, chosen", [
+    ("cuda", (9, 0), "bf16"), ("cuda", (8, 0), "bf16"), ("cuda:0", (8, 9), "bf16"),   # H100, A100, L4
+    ("cuda", (7, 5), "fp16"), ("cuda", (7, 0), "fp16"), ("cuda:0", (6, 1), "fp16"),   # T4, V100, P40
+    ("cpu", None, "float32"), ("mps", None, "float32")])
+def test_precision_is_chosen_by_what_the_device_can_do(monkeypatch, device, capability, chosen):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)   # says a T4, and emulates
+    assert choose_precision("auto", device) == choose_precision("auto", torch.device(device)) == chosen
+    for named in ("float32", "bf16"): assert choose_precision(named, device) == named
+    if device != "cpu": assert choose_precision("fp16", device) == "fp16"
+
+
+def test_chosen_precision_is_what_the_loop_uses(monkeypatch):
+    "On a device that this machine does not have, as far as Accelerate can be told of one."
+    monkeypatch.setattr("vqgen.training.devices.choose_precision", lambda precision, device: "bf16")
+    assert precision_of(start_accelerator(SHORT)) == "bf16"
+    monkeypatch.undo()
+    assert precision_of(start_accelerator(SHORT)) == "float32"
+
+
+def test_precision_is_told_beside_the_model(tmp_path):
+    train_plain(tmp_path / "auto", steps=1)
+    train_plain(tmp_path / "named", steps=1, precision="bf16")
+    assert read_description(tmp_path / "auto")["precision"] == "float32"
+    assert read_description(tmp_path / "named")["precision"] == "bf16"
+
+
+def test_auto_goes_on_in_the_precision_of_another_device(tmp_path, monkeypatch):
+    "Begun where `auto` is bf16, resumed where it is float32: the settings are the same."
+    with monkeypatch.context() as patch:
+        patch.setattr("vqgen.training.devices.choose_precision", lambda precision, device: "bf16")
+        refusal(train_plain, tmp_path, lambda data: Stopping(data, 4))
+        assert read_description(tmp_path)["precision"] == "bf16"
+    _, history = train_plain(tmp_path)
+    assert history[-1]["step"] == 9 and read_description(tmp_path)["precision"] == "float32"
+
+
+def test_a_scaler_is_kept_and_may_come_or_go():
+    "From fp16 to fp16, to float32 (as from a T4 to a CPU), and from float32 to fp16."
+    def state(scale):
+        accelerator = start_accelerator(SHORT)
+        new = new_state(VQVAE(CONFIG.vqvae.model), model_loss, SHORT, None, accelerator)
+        if scale: new.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return new
+    begun = state(8.0)
+    begun.step = 5
+    resumed, without, fresh = (state(scale) for scale in (2.0, None, 2.0))
+    for other in (resumed, without): other.load_state_dict(begun.state_dict())
+    assert resumed.step == without.step == 5 and resumed.scaler.get_scale() == 8.0
+    fresh.load_state_dict(state(None).state_dict())
+    assert fresh.scaler.get_scale() == 2.0
+
+
+class Looks(TorchDispatchMode):
+    "Notes where a number is asked of a tensor: on a GPU that makes Python wait."
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function is torch.ops.aten._local_scalar_dense.default: self.seen.append(function)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_no_step_asks_for_a_number(optimizer):
+    "But the very first one, once; reports, checks and checkpoints may, too."
+    class Line(torch.nn.Sequential):
+        def loss(self, x):
+            value = self(x).square().mean()
+            return value, {"half": value.detach() / 2}
+    config, accelerator = changed(SHORT, optimizer=optimizer), start_accelerator(SHORT)
+    state = new_state(Line(torch.nn.Linear(4, 4)), model_loss, config, None, accelerator)
+    meter = Meter(accelerator)
+    stream = ((step, {"x": torch.randn(8, 4)}) for step in range(9))
+    train_step(state, stream, meter, config, accelerator)
+    with Looks() as looks:
+        for _ in range(3): train_step(state, stream, meter, config, accelerator)
+    assert looks.seen == [] and state.step == 4
+    with looks: assert torch.ones(1).item() == 1
+    assert len(looks.seen) == 1
+    assert meter.means().keys() == {"data_wait", "loss", "half", "gradient_norm"}
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp16", "float32"])
+def test_every_precision_trains_on_a_gpu(tmp_path, precision):
+    "And goes on there, and the model comes back with finite weights."
+    refusal(train_plain, tmp_path, lambda data: Stopping(data, 4), precision=precision)
+    state, _ = newest_state(tmp_path / "state/train")
+    assert ("scaler" in state) == (read_description(tmp_path)["precision"] == "fp16")
+    model, history = train_plain(tmp_path, precision=precision)
+    assert history[-1]["step"] == 9 and all(value.isfinite().all() for value in model.state_dict().values())
+
+
 # --- other settings ---
 
 @pytest.mark.parametrize("changes, difference", [
     ({"learning_rate": 0.001}, ["learning_rate", "0.003", "0.001"]), ({"steps": 12}, ["steps", "9", "12"]),
-    ({"seed": 5}, ["seed", "0", "5"]), ({"batch_size": 4, "ema_decay": 0.5}, ["batch_size", "8", "4", "ema_decay", "0.99", "0.5"])])
+    ({"seed": 5}, ["seed", "0", "5"]),
+    ({"batch_size": 4, "ema_decay": 0.5}, ["batch_size", "8", "4", "ema_decay", "0.99", "0.5"])])
 def test_changed_settings_are_refused_with_the_difference(fit, tmp_path, changes, difference):
     refusal(fit, tmp_path, lambda data: Stopping(data, 2))
     before = contents(tmp_path)
@@ -211,7 +335,8 @@ def test_settings_that_do_not_change_the_result_may_change(fit, tmp_path):
 def test_another_shape_is_refused(tmp_path):
     train_plain(tmp_path, steps=2)
     before = contents(tmp_path)
-    said = refusal(train, VQVAE(changed(CONFIG.vqvae.model, hidden_channels=16)), splits()[0], changed(SHORT, steps=2), tmp_path)
+    wider = VQVAE(changed(CONFIG.vqvae.model, hidden_channels=16))
+    said = refusal(train, wider, splits()[0], changed(SHORT, steps=2), tmp_path)
     assert "--fresh" in said and contents(tmp_path) == before
 
 
@@ -232,7 +357,7 @@ def test_other_data_or_another_vqvae_is_refused(tmp_path):
 
 
 def test_refused_settings_leave_the_run_alone(whole_run, tmp_path):
-    "`config.yaml` says how the model in the folder was trained, and messages point at it; the tokenizer is the model's."
+    "`config.yaml` says how the model was trained, and messages point at it; the tokenizer is the model's."
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
     refusal(train_vqvae, changed(CONFIG, seed=3), run)
     refusal(train_prior_in, "cftn-v2", changed(CONFIG, seed=3), run)
@@ -264,16 +389,17 @@ def test_curriculum_resumes_in_the_stage_it_was_in(whole_run, tmp_path, lost):
 def test_stage_two_without_stage_one_names_two_ways_out(whole_run, tmp_path):
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
     shutil.rmtree(run / "cftn-v2")
-    said = refusal(train_prior_in, "cftn-v2", CONFIG, run, stage="stage2")
+    start = functools.partial(train_prior_in, "cftn-v2", CONFIG, run)
+    said = refusal(start, stage="stage2")
     assert "leave out --stage" in said and "--fresh" in said
-    assert list(train_prior_in("cftn-v2", CONFIG, run, stage="stage1")[1]) == ["stage1"] and not (run / "cftn-v2/state/stage2").exists()
-    train_prior_in("cftn-v2", CONFIG, run, stage="stage2")
-    assert weights(run / "cftn-v2") == weights(whole_run / "cftn-v2"), "stage after stage is as both in one go"
-    _, alone = train_prior_in("cftn-v2", CONFIG, run, fresh=True, stage="stage2")
-    assert list(alone) == ["stage2"] and weights(run / "cftn-v2") != weights(whole_run / "cftn-v2")
-    assert list(train_prior_in("cftn-v2", CONFIG, run, stage="stage2")[1]) == ["stage2"], "what began alone goes on alone"
+    assert list(start(stage="stage1")[1]) == ["stage1"] and not (run / "cftn-v2/state/stage2").exists()
+    start(stage="stage2")
+    assert weights(run / "cftn-v2") == weights(whole_run / "cftn-v2"), "stage after stage is as both at once"
+    assert list(start(fresh=True, stage="stage2")[1]) == ["stage2"]
+    assert weights(run / "cftn-v2") != weights(whole_run / "cftn-v2")
+    assert list(start(stage="stage2")[1]) == ["stage2"], "what began alone goes on alone"
     before = weights(run / "cftn-v2")
-    for stage in (None, "stage1"): assert "trained alone" in refusal(train_prior_in, "cftn-v2", CONFIG, run, stage=stage)
+    for stage in (None, "stage1"): assert "trained alone" in refusal(start, stage=stage)
     assert weights(run / "cftn-v2") == before
 
 
@@ -287,7 +413,7 @@ def test_finished_run_stays_as_it_is(whole_run, tmp_path):
 
 
 def test_tokenizer_is_the_same_each_time(own_cache):
-    "A second tokenizer with other numbers for the same words would turn the captions of a resumed training into noise."
+    "A second tokenizer with other numbers for the words would turn a resumed training's captions into noise."
     made = {train_tokenizer(splits()[0].captions, CONFIG.text).backend_tokenizer.to_str() for _ in range(5)}
     assert len(made) == 1
 
@@ -301,7 +427,8 @@ def runaway(kind, at):
     def loss(model, batch):
         calls.append(1)
         value, metrics = model.loss(**batch)
-        steep = (0 * sum(weight.sum() for weight in model.parameters())).sqrt()   # the root of 0 is 0, its slope infinite
+        nothing = 0 * sum(weight.sum() for weight in model.parameters())
+        steep = nothing.sqrt()   # the root of 0 is 0, its slope infinite
         faults = {"infinite loss": float("inf"), "NaN loss": float("nan"), "infinite slope": steep}
         if len(calls) == at: value = value + faults[kind]
         return value, metrics
@@ -312,9 +439,10 @@ def runaway(kind, at):
 @pytest.mark.parametrize("at", [2, 4, 6, 9])   # checkpoints are due at steps 4, 8 and 9
 def test_runaway_numbers_keep_the_last_good_state(tmp_path, kind, at):
     torch.manual_seed(0)
-    said = refusal(train, VQVAE(CONFIG.vqvae.model), load_data(CONFIG.data), SHORT, tmp_path / "parts", loss=runaway(kind, at))
+    said = refusal(train, VQVAE(CONFIG.vqvae.model), load_data(CONFIG.data), SHORT, tmp_path / "parts",
+                   loss=runaway(kind, at))
     assert "not finite" in said and re.search(rf"step {at}\b", said), said
-    assert load_step(tmp_path / "parts") == (at - 1) // 4 * 4, "the state of the last checkpoint before the fault"
+    assert load_step(tmp_path / "parts") == (at - 1) // 4 * 4, "the last checkpoint before the fault"
     assert_finite(tmp_path / "parts")
     train_plain(tmp_path / "parts")
     train_plain(tmp_path / "whole")

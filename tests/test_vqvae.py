@@ -1,18 +1,32 @@
 "The VQ-VAE: exact codes, a codebook that follows its vectors and stays alive, and no harm from bad input."
+import contextlib
+import copy
+import importlib.util
+
 import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vqgen.training.checkpoints import load_model, save_model
 from vqgen.config import TrainConfig, VQVAEConfig, parse_config
+from vqgen.cpu import blocked_argmin
 from vqgen.errors import VQGenError
+from vqgen.training.checkpoints import load_model, save_model
 from vqgen.training.loop import train
 from vqgen.vqvae.losses import psnr, reconstruction_loss, ssim
 from vqgen.vqvae.model import VQVAE
-from vqgen.cpu import blocked_argmin
-from vqgen.vqvae.quantizer import VectorQuantizerEMA, kmeans, nearest_codes, rotate, sample_rows
+from vqgen.vqvae.quantizer import (
+    VectorQuantizerEMA,
+    kmeans,
+    nearest_codes,
+    reset_codes,
+    rotation_trick,
+    sample_rows,
+    update_codes,
+    usage_and_perplexity,
+)
 
 SMALL = dict(hidden_channels=16, residual_channels=8, residual_layers=1, codebook_size=32, code_dim=8)
 
@@ -31,8 +45,8 @@ def same(before, module): return all(value.equal(before[name]) for name, value i
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=st.integers(1, 2100), size=st.integers(1, 70), dim=st.integers(1, 20), shift=st.sampled_from([0.0, 50.0]),
-       seed=st.integers(0, 2**31))
+@given(rows=st.integers(1, 2100), size=st.integers(1, 70), dim=st.integers(1, 20),
+       shift=st.sampled_from([0.0, 50.0]), seed=st.integers(0, 2**31))
 def test_codes_equal_brute_force(rows, size, dim, shift, seed):
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(rows, dim, generator=generator) + shift
@@ -46,15 +60,18 @@ def test_codes_equal_brute_force(rows, size, dim, shift, seed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(batch=st.integers(1, 3), size=st.integers(1, 70), dim=st.integers(1, 9), height=st.integers(1, 6), width=st.integers(1, 6),
-       dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]), gradient=st.sampled_from(["straight-through", "rotation"]))
+@given(batch=st.integers(1, 3), size=st.integers(1, 70), dim=st.integers(1, 9), height=st.integers(1, 6),
+       width=st.integers(1, 6), gradient=st.sampled_from(["straight-through", "rotation"]),
+       dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]))
 def test_any_shape_size_and_type(batch, size, dim, height, width, dtype, gradient):
     quantizer = VectorQuantizerEMA(size, dim, gradient=gradient).train()
     z = torch.randn(batch, dim, height, width).to(dtype).requires_grad_()
     for _ in range(3): result = quantizer(z)
     (result.quantized.float().square().mean() + result.loss).backward()
-    assert result.quantized.shape == z.shape and result.quantized.dtype == dtype and result.codes.shape == (batch, height, width)
-    assert 0 <= result.codes.min() and result.codes.max() < size and result.loss.isfinite() and z.grad.isfinite().all()
+    assert result.quantized.shape == z.shape and result.quantized.dtype == dtype
+    assert result.codes.shape == (batch, height, width)
+    assert 0 <= result.codes.min() and result.codes.max() < size
+    assert result.loss.isfinite() and z.grad.isfinite().all()
     quantizer.eval()
     assert quantizer(z).quantized.equal(quantizer.decode(quantizer.encode(z)).to(dtype))
 
@@ -71,7 +88,8 @@ def test_kmeans_centres_are_the_means_of_their_rows():
     centres, counts = kmeans(rows, 6, rounds=200)
     codes = nearest_codes(rows, centres)
     assert codes.bincount(minlength=6).eq(counts).all() and counts.min() > 0
-    torch.testing.assert_close(centres, torch.stack([rows[codes == code].mean(0) for code in range(6)]), rtol=0, atol=1e-4)
+    means = torch.stack([rows[codes == code].mean(0) for code in range(6)])
+    torch.testing.assert_close(centres, means, rtol=0, atol=1e-4)
 
 
 def test_kmeans_with_fewer_rows_than_codes():
@@ -89,37 +107,61 @@ def test_draws_depend_only_on_the_random_state():
 
 def test_a_used_code_moves_to_the_mean_of_its_inputs():
     quantizer = VectorQuantizerEMA(2, 3, decay=0.5, revive_after=0)
-    quantizer._set(slice(None), torch.tensor([[-5.0, 0, 0], [5.0, 0, 0]]), torch.ones(2))
+    reset_codes(quantizer, torch.tensor([[-5.0, 0, 0], [5.0, 0, 0]]), torch.ones(2))
     quantizer.steps.fill_(1000)
     rows = torch.randn(40, 3) + torch.tensor([[-5.0, 1, 2]] * 20 + [[5.0, -1, 0]] * 20)
     for _ in range(60): quantizer(rows.T.reshape(1, 3, 5, 8))
-    torch.testing.assert_close(quantizer.codebook, torch.stack([rows[:20].mean(0), rows[20:].mean(0)]), rtol=0, atol=1e-4)
+    means = torch.stack([rows[:20].mean(0), rows[20:].mean(0)])
+    torch.testing.assert_close(quantizer.codebook, means, rtol=0, atol=1e-4)
 
 
 def test_revived_codes_are_reset_and_stay_alive():
     quantizer = VectorQuantizerEMA(16, 4, decay=0.9)
-    quantizer._set(slice(None), torch.full((16, 4), 1000.0) + torch.rand(16, 4), torch.ones(16))   # all far off
+    reset_codes(quantizer, torch.full((16, 4), 1000.0) + torch.rand(16, 4), torch.ones(16))   # all far off
     quantizer.steps.fill_(1000)
     for step in range(120):
-        codes = quantizer(torch.randn(2, 4, 8, 8)).codes
+        quantizer(torch.randn(2, 4, 8, 8))
         if step == 60:
-            assert quantizer.codebook.abs().max() < 10          # nothing pulls a revived code back to where it died
-            torch.testing.assert_close(quantizer.ema_sum / quantizer.ema_count[:, None], quantizer.codebook, rtol=0, atol=1e-3)
+            assert quantizer.codebook.abs().max() < 10          # nothing pulls one back to where it died
+            means = quantizer.ema_sum / quantizer.ema_count[:, None]
+            torch.testing.assert_close(means, quantizer.codebook, rtol=0, atol=1e-3)
             revived = quantizer.codebook.clone()
     assert (quantizer.ema_count > 0.03 * quantizer.ema_count.mean()).all()
-    assert (quantizer.codebook - revived).norm(dim=1).max() < 2.5       # they drift, but none had to be moved anew
+    assert (quantizer.codebook - revived).norm(dim=1).max() < 2.5       # they drift, but none was moved anew
     assert len(quantizer.eval().encode(torch.randn(16, 4, 8, 8)).unique()) == 16
 
 
 def test_revival_moves_dead_codes_onto_current_vectors():
     quantizer = VectorQuantizerEMA(8, 2, decay=0.5)
-    quantizer._set(slice(None), torch.full((8, 2), 50.0), torch.zeros(8))
+    reset_codes(quantizer, torch.full((8, 2), 50.0), torch.zeros(8))
     quantizer.steps.fill_(1000)
     z = torch.randn(1, 2, 4, 4)
     quantizer(z)
     rows = z.movedim(1, -1).reshape(-1, 2)
-    torch.testing.assert_close(quantizer.codebook[0], rows.mean(0))                     # the first was nearest to all
-    assert torch.cdist(quantizer.codebook[1:], rows).min(1).values.max() < 1e-5         # the others sit on vectors of the batch
+    torch.testing.assert_close(quantizer.codebook[0], rows.mean(0))                     # nearest to all
+    distances = torch.cdist(quantizer.codebook[1:], rows)
+    assert distances.min(1).values.max() < 1e-5                 # the others sit on vectors of the batch
+
+
+def test_a_reset_touches_the_codes_of_its_mask_only():
+    quantizer = VectorQuantizerEMA(4, 3)
+    before, which = buffers(quantizer), torch.tensor([False, True, False, True])
+    reset_codes(quantizer, torch.full((4, 3), 7.0), torch.tensor(5.0), which)
+    assert quantizer.codebook[which].eq(7).all() and quantizer.ema_count[which].eq(5).all()
+    assert quantizer.ema_sum[which].eq(35).all()
+    for name in ("codebook", "ema_count", "ema_sum"):
+        assert getattr(quantizer, name)[~which].equal(before[name][~which])
+
+
+def test_an_update_without_dead_codes_moves_none_but_to_the_mean():
+    quantizer = VectorQuantizerEMA(3, 2, revive_after=0.03)
+    reset_codes(quantizer, torch.tensor([[0.0, 0], [5, 0], [0, 5]]), torch.tensor(4.0))
+    rows = quantizer.codebook.repeat(4, 1) + 0.1 * torch.randn(12, 2)
+    codes = torch.arange(3).repeat(4)
+    update_codes(quantizer, rows, codes)
+    means = torch.stack([rows[codes == code].mean(0) for code in range(3)])
+    torch.testing.assert_close(quantizer.codebook, means, rtol=1e-4, atol=1e-4)     # forgets all
+    assert quantizer.steps == 1 and quantizer.counts.tolist() == [[0] * 3, [4] * 3]
 
 
 def test_evaluation_changes_no_buffer():
@@ -152,7 +194,8 @@ def test_gradients_reach_every_parameter():
     model = small_model().train()
     loss, metrics = model.loss(torch.rand(4, 3, 16, 16) * 2 - 1)
     loss.backward()
-    for name, parameter in model.named_parameters(): assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     assert set(metrics) == {"reconstruction", "commitment", "usage", "perplexity", "psnr"}
     assert all(not value.requires_grad and value.ndim == 0 for value in metrics.values())
     assert 1 <= metrics["perplexity"] <= 32
@@ -170,42 +213,51 @@ def test_straight_through_passes_the_gradient_unchanged():
 
 def test_rotation_turns_and_scales_the_gradient():
     rows, nearest, wish = torch.randn(50, 6, requires_grad=True), torch.randn(50, 6), torch.randn(50, 6)
-    result = rotate(rows, nearest)
+    result = rotation_trick(rows, nearest)
     assert result.equal(nearest)
     (result * wish).sum().backward()
     stretch = nearest.norm(dim=1) / rows.detach().norm(dim=1)
-    cosine = lambda a, b: torch.cosine_similarity(a, b, dim=1)
-    torch.testing.assert_close(rows.grad.norm(dim=1), stretch * wish.norm(dim=1), rtol=1e-4, atol=1e-5)      # a rotation keeps lengths
-    torch.testing.assert_close(cosine(rows.grad, rows.detach()), cosine(wish, nearest), rtol=1e-4, atol=1e-5)   # and angles
+    lengths = rows.grad.norm(dim=1), stretch * wish.norm(dim=1)
+    angles = (torch.cosine_similarity(*pair, dim=1) for pair in ((rows.grad, rows.detach()), (wish, nearest)))
+    torch.testing.assert_close(*lengths, rtol=1e-4, atol=1e-5)      # a rotation keeps lengths
+    torch.testing.assert_close(*angles, rtol=1e-4, atol=1e-5)       # and angles
 
 
 def test_usage_is_counted_over_an_epoch():
     quantizer = VectorQuantizerEMA(4, 1, revive_after=0).train()
-    quantizer._set(slice(None), torch.tensor([[0.0], [1], [2], [3]]), torch.ones(4))
+    reset_codes(quantizer, torch.tensor([[0.0], [1], [2], [3]]), torch.ones(4))
     quantizer.steps.fill_(1000)
-    look = lambda *values: quantizer(torch.tensor(values).view(1, 1, 1, -1))
+    def look(*values): quantizer(torch.tensor(values).view(1, 1, 1, -1))
     look(0.0, 0.0)
     assert quantizer.usage() == {"usage": 0.25, "perplexity": 1}            # the first epoch so far
     look(1.0, 1.0)
     quantizer.new_epoch()
     look(3.0, 3.0)
     used = quantizer.usage()
-    assert used["usage"] == 0.5 and abs(used["perplexity"] - 2) < 1e-5      # the last whole one: 0 and 1, equally often
+    assert used["usage"] == 0.5 and abs(used["perplexity"] - 2) < 1e-5      # the last whole one: 0 and 1
     quantizer.new_epoch()
     assert quantizer.usage()["usage"] == 0.25
     quantizer.eval()(torch.zeros(1, 1, 2, 2))
     assert quantizer.counts.sum() == 2
 
 
+@pytest.mark.parametrize("counts, usage, perplexity", [([3, 3, 3, 3], 1, 4), ([5, 0, 0, 0], 0.25, 1),
+                                                       ([2, 2, 0, 0], 0.5, 2), ([0, 0, 0, 0], 0, 1)])
+def test_usage_and_perplexity(counts, usage, perplexity):
+    found = torch.stack(usage_and_perplexity(torch.tensor(counts)))
+    torch.testing.assert_close(found, torch.tensor([usage, perplexity], dtype=torch.float32))
+
+
 def test_the_loop_closes_an_epoch_when_all_data_was_seen(tmp_path):
     model, data = small_model(), [{"images": torch.rand(3, 16, 16) * 2 - 1} for _ in range(10)]
-    train(model, data, TrainConfig(steps=6, batch_size=4), tmp_path)       # 24 pictures of 16 codes: the third epoch has begun
-    assert model.quantizer.counts.sum(1).tolist() == [8 * 16, 4 * 16]      # epochs end after batches 3 (12) and 5 (20)
+    train(model, data, TrainConfig(steps=6, batch_size=4), tmp_path)
+    assert model.quantizer.counts.sum(1).tolist() == [8 * 16, 4 * 16]   # ends after 12 and 20 images
 
 
 @pytest.mark.parametrize("change", [{"codebook_size": 64}, {"code_dim": 4}])
 def test_checkpoint_of_another_codebook_is_refused_with_both_numbers(change, tmp_path):
-    with pytest.raises(VQGenError, match=r"32 codes of length 8.*(64 codes of length 8|32 codes of length 4)"):
+    both = r"32 codes of length 8.*(64 codes of length 8|32 codes of length 4)"
+    with pytest.raises(VQGenError, match=both):
         small_model(**change).load_state_dict(small_model().state_dict())
     save_model(small_model(), tmp_path)
     assert load_model(tmp_path, VQVAE).config == small_model().config
@@ -214,22 +266,25 @@ def test_checkpoint_of_another_codebook_is_refused_with_both_numbers(change, tmp
 def test_errors_of_the_reconstruction_loss():
     original = torch.rand(2, 3, 32, 32) * 2 - 1
     noisy = (original + 0.3 * torch.randn_like(original)).clamp(-1, 1).requires_grad_()
-    weights = lambda **given: VQVAEConfig(**{"l1_weight": 0, "mse_weight": 0, **given})
-    l1, mse, structure = (reconstruction_loss(noisy, original, weights(**{f"{name}_weight": 1})) for name in ("l1", "mse", "ssim"))
+
+    def only(name):
+        config = VQVAEConfig(**{"l1_weight": 0, "mse_weight": 0, f"{name}_weight": 1})
+        return reconstruction_loss(noisy, original, config)
+    l1, mse, structure = map(only, ("l1", "mse", "ssim"))
     assert l1 == (noisy - original).abs().mean() and mse == (noisy - original).square().mean()
     assert structure == 1 - ssim(noisy, original).mean() and 0 < structure < 1
-    torch.testing.assert_close(reconstruction_loss(noisy, original, VQVAEConfig(ssim_weight=0.5)), l1 + mse + 0.5 * structure)
+    together = reconstruction_loss(noisy, original, VQVAEConfig(ssim_weight=0.5))
+    torch.testing.assert_close(together, l1 + mse + 0.5 * structure)
     structure.backward()
     assert noisy.grad.isfinite().all() and noisy.grad.abs().sum() > 0
-    with pytest.raises(VQGenError, match="all 0"): parse_config({"vqvae": {"model": {"l1_weight": 0, "mse_weight": 0}}})
+    nothing = {"vqvae": {"model": {"l1_weight": 0, "mse_weight": 0}}}
+    with pytest.raises(VQGenError, match="all 0"): parse_config(nothing)
 
 
 def test_lpips_without_its_weights_says_what_to_do():
-    try: import torchvision   # noqa: F401
-    except ImportError:
-        with pytest.raises(VQGenError, match="pip install torchvision"):
-            small_model(lpips_weight=1.0).loss(torch.rand(1, 3, 64, 64) * 2 - 1)
-    else: pytest.skip("torchvision is installed")
+    if importlib.util.find_spec("torchvision"): pytest.skip("torchvision is installed")
+    with pytest.raises(VQGenError, match="pip install torchvision"):
+        small_model(lpips_weight=1.0).loss(torch.rand(1, 3, 64, 64) * 2 - 1)
 
 
 def test_saved_and_loaded_model_gives_the_same_codes():
@@ -241,14 +296,77 @@ def test_saved_and_loaded_model_gives_the_same_codes():
     other.load_state_dict(model.state_dict())
     assert other.encode(images).equal(model.encode(images))
     assert other.decode(model.encode(images)).equal(model.decode(model.encode(images)))
-    assert {"quantizer.codebook", "quantizer.ema_count", "quantizer.ema_sum", "quantizer.steps", "quantizer.counts"} <= set(model.state_dict())
+    kept = {f"quantizer.{name}" for name in ("codebook", "ema_count", "ema_sum", "steps", "counts")}
+    assert kept <= set(model.state_dict())
     before = buffers(other)
     other.train().loss(images)
-    assert (other.quantizer.codebook - before["quantizer.codebook"]).abs().max() < 5      # no second k-means start
-    assert other.quantizer.steps == 5      # the start and four batches
+    moved = (other.quantizer.codebook - before["quantizer.codebook"]).abs().max()
+    assert moved < 5 and other.quantizer.steps == 5      # the start and four batches: no second k-means start
 
 
-@pytest.mark.parametrize("dtype, size", [(torch.float16, 1e-6), (torch.float16, 200), (torch.float16, 15_000), (torch.bfloat16, 200), (torch.bfloat16, 1e15)])
+def test_a_loaded_state_decides_whether_k_means_comes_first():
+    model, fresh = small_model().train(), small_model().state_dict()
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    model.loss(images)
+    trained = copy.deepcopy(model.state_dict())
+    assert trained["quantizer.steps"] == 2                # the start and a batch
+    model.load_state_dict(fresh)
+    model.loss(images)
+    assert model.quantizer.steps == 2                     # it began anew
+    model.load_state_dict(trained)
+    model.loss(images)
+    assert model.quantizer.steps == 3                     # it went on
+
+
+def test_reconstruction_is_what_the_codes_say():
+    model, images = small_model().train(), torch.rand(4, 3, 16, 16) * 2 - 1
+    model.loss(images)
+    before = buffers(model)
+    copies = model.reconstruct(images.requires_grad_())
+    assert not copies.requires_grad and copies.equal(model.decode(model.encode(images)))
+    assert same(before, model)
+
+
+def on_fake_cuda(model):
+    "`model` on a device that need not exist; inside a `FakeTensorMode`."
+    for module in model.modules():
+        for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            empty = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+            if isinstance(value, torch.nn.Parameter): empty = torch.nn.Parameter(empty)
+            setattr(module, name, empty)
+    return model
+
+
+def test_tensors_from_anywhere_find_the_model():
+    model, images = small_model().eval(), torch.rand(4, 3, 16, 16)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model = on_fake_cuda(model)
+        value, metrics = model.loss(images)
+        codes = model.encode(images)
+        results = (value, *metrics.values(), codes, model.decode(codes), model.reconstruct(images))
+        assert {part.device.type for part in results} == {"cpu"} and codes.shape == (4, 4, 4)
+        there = torch.rand(4, 3, 16, 16, device="cuda")
+        results = model.encode(there), model.decode(model.encode(there)), model.reconstruct(there)
+        assert {part.device.type for part in results} == {"cuda"}
+
+
+@pytest.mark.parametrize("gradient", ["straight-through", "rotation"])
+def test_a_training_step_never_asks_the_device(gradient, monkeypatch):
+    "Where tensors have no values no shape can depend on them, and none can be waited for."
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())   # meta has none
+    model = small_model(gradient=gradient).to("meta").train()
+    model.quantizer.started = True                               # k-means is behind it
+    value, metrics = model.loss(torch.rand(4, 3, 16, 16, device="meta"))
+    value.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert set(metrics) == {"reconstruction", "commitment", "usage", "perplexity", "psnr"}
+
+
+HALVES = [(torch.float16, 1e-6), (torch.float16, 200), (torch.float16, 15_000), (torch.bfloat16, 200),
+          (torch.bfloat16, 1e15)]
+
+
+@pytest.mark.parametrize("dtype, size", HALVES)
 def test_half_precision_inputs_stay_finite_and_exact(dtype, size):
     quantizer = VectorQuantizerEMA(16, 4).train()
     z = (torch.randn(2, 4, 8, 8).clamp(-4, 4) * size).to(dtype).requires_grad_()

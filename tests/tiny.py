@@ -1,4 +1,4 @@
-"An experiment that trains in a second, a short training for each model, and the `vqgen` command as a user runs it."
+"An experiment that trains in a second, a short training for each model, and the `vqgen` command."
 import functools
 import re
 import shutil
@@ -11,29 +11,33 @@ import pytest
 import torch
 import yaml
 
-from vqgen.training.checkpoints import newest_state
 from vqgen.config import StageConfig, TrainConfig, parse_config
-from vqgen.errors import VQGenError
-from vqgen.priors.curriculum import train_stage
-from vqgen.priors.build import new_prior, train_prior
 from vqgen.data.datasets import load_data
+from vqgen.errors import VQGenError
+from vqgen.priors.build import new_prior, train_prior
 from vqgen.priors.codes import CodedCaptions, encode_dataset
+from vqgen.priors.curriculum import train_stage
 from vqgen.priors.text import train_tokenizer
+from vqgen.training.checkpoints import newest_state
 from vqgen.training.loop import train
 from vqgen.vqvae.model import VQVAE
 
+NARROW = {"width": 16, "heads": 2, "layers": 2}
+FOUR_STEPS = {"steps": 4, "batch_size": 8, "warmup_steps": 1}
 TREE = {
     "name": "tiny",
     "data": {"source": "avatars", "image_size": 16, "count": 120},
     "vqvae": {"model": {"downsample": 4, "hidden_channels": 8, "residual_channels": 4, "residual_layers": 1,
                         "codebook_size": 16, "code_dim": 4},
-              "train": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "save_every": 2}},
+              "train": {**FOUR_STEPS, "save_every": 2}},
     "text": {"vocab_size": 192, "max_length": 64},
-    **{name: {"model": {"width": 16, "heads": 2, "layers": 2}, "train": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "optimizer": optimizer}}
-       for name, optimizer in {"lstm": "adamw", "transformer": "adamw", "cftn": "muon"}.items()},
+    "classifier": {"train": {"steps": 5}},
+    "lstm": {"model": NARROW, "train": FOUR_STEPS},
+    "transformer": {"model": NARROW, "train": FOUR_STEPS},
+    "cftn": {"model": NARROW, "train": {**FOUR_STEPS, "optimizer": "muon"}},
     "cftn_v2": {"model": {"width": 16, "heads": 2, "layers": 3},
-                "stage1": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "caption_weight": 0.2},
-                "stage2": {"steps": 3, "batch_size": 8, "warmup_steps": 1}},
+                "stage1": {**FOUR_STEPS, "caption_weight": 0.2},
+                "stage2": {**FOUR_STEPS, "steps": 3}},
 }
 CONFIG = parse_config(TREE)
 VQGEN = shutil.which("vqgen", path=str(Path(sys.executable).parent)) or shutil.which("vqgen")
@@ -46,11 +50,12 @@ def write_config(path):
 
 def vqgen(*arguments, **options):
     "Run the command to its end."
-    return subprocess.run([VQGEN, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
+    command = [VQGEN, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
 def interrupt(number, pattern, *arguments):
-    """Run the command until its error stream matches `pattern`, send it signal `number`, and wait for its end.
+    """Run the command until its error stream matches `pattern`, send it signal `number`, wait for its end.
 
     Returns (exit code, stdout, stderr). There is no clock in it: what the command prints says where it is.
     """
@@ -122,20 +127,26 @@ def coded():
     vqvae = VQVAE(CONFIG.vqvae.model)
     vqvae.loss(splits()[0].batch(range(32)))
     tokenizer = train_tokenizer(splits()[0].captions, CONFIG.text)
-    return vqvae.eval(), tokenizer, *(CodedCaptions(encode_dataset(vqvae, part), part.captions, tokenizer) for part in splits())
+    vqvae.eval()
+    coded = [CodedCaptions(encode_dataset(vqvae, part), part.captions, tokenizer) for part in splits()]
+    return vqvae, tokenizer, *coded
 
 
 def fit_vqvae(folder, wrap=unchanged, seed=0, chance=True, tracking=None, **changes):
-    "Without `chance` nothing is drawn at random that differs from process to process: no picture is mirrored."
+    "Without `chance` nothing at random differs from process to process: no picture is mirrored."
     torch.manual_seed(0)
     model, data = VQVAE(CONFIG.vqvae.model), splits()[0] if chance else load_data(CONFIG.data)
-    return model, train(model, wrap(data), changed(SHORT, **changes), folder, validation=splits()[1], seed=seed, tracking=tracking)
+    history = train(model, wrap(data), changed(SHORT, **changes), folder, validation=splits()[1], seed=seed,
+                    tracking=tracking)
+    return model, history
 
 
 def fit_brain(folder, wrap=unchanged, seed=0, **changes):
     vqvae, tokenizer, data, validation = coded()
-    model = new_prior("cftn-v2", changed(CONFIG.cftn_v2.model, dropout=0.1), vqvae, tokenizer, splits()[0].image_size)
-    stage = StageConfig(caption_weight=0.2, gate_learning_rate=0.01, **{**STEPS, "optimizer": "muon", **changes})
+    shape = changed(CONFIG.cftn_v2.model, dropout=0.1)
+    model = new_prior("cftn-v2", shape, vqvae, tokenizer, splits()[0].image_size)
+    settings = {**STEPS, "optimizer": "muon", **changes}
+    stage = StageConfig(caption_weight=0.2, gate_learning_rate=0.01, **settings)
     return model, train_stage(model, "train", stage, wrap(data), validation, folder, seed=seed)
 
 
@@ -143,12 +154,14 @@ def fit_prior(name, folder, wrap=unchanged, seed=0, chance=True, **changes):
     "Without `chance` no caption is dropped and nothing is masked at random but what the prior must mask."
     vqvae, tokenizer, data, validation = coded()
     share = {"dropout": 0.1} if chance else {"caption_dropout": 0.0}
-    model = new_prior(name, changed(getattr(CONFIG, name).model, **share), vqvae, tokenizer, splits()[0].image_size)
+    shape = changed(getattr(CONFIG, name).model, **share)
+    model = new_prior(name, shape, vqvae, tokenizer, splits()[0].image_size)
     return model, train_prior(model, wrap(data), validation, changed(SHORT, **changes), folder, seed=seed)
 
 
-FITS = {"vqvae": fit_vqvae, "brain": fit_brain,   # a new prior joins the tests of resume and of several processes with a name here
-        "lstm": functools.partial(fit_prior, "lstm"), "transformer": functools.partial(fit_prior, "transformer"),
+# with a name here a new prior joins the tests of resume and of several processes
+FITS = {"vqvae": fit_vqvae, "brain": fit_brain, "lstm": functools.partial(fit_prior, "lstm"),
+        "transformer": functools.partial(fit_prior, "transformer"),
         "cftn": functools.partial(fit_prior, "cftn", optimizer="muon")}
 
 
@@ -162,7 +175,8 @@ def train_plain(folder, wrap=unchanged, **changes):
 # --- what is in a folder ---
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def weights(folder): return (Path(folder) / "model.safetensors").read_bytes()

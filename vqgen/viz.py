@@ -12,10 +12,15 @@ import io
 import textwrap
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 # %% ../nbs/83_viz.ipynb #36001e3a
-_DPI, _INK, _SOFT, _PAPER = 100, "#222222", "#777777", "#f2f2ee"
+_DPI = 100             # figures are laid out in pixels; matplotlib counts in inches
+_INK = "#222222"
+_SOFT = "#777777"      # for what may be overlooked
+_PAPER = "#f2f2ee"
 
 # %% ../nbs/83_viz.ipynb #be6c13cc
 def _to_bytes(images):
@@ -24,16 +29,21 @@ def _to_bytes(images):
     return np.rint((np.moveaxis(array, -3, -1).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
 def to_pil(image):
-    "One image `(3, H, W)` in [-1, 1] as a PIL picture of the same size; raises `ValueError` for another shape."
-    if image.ndim != 3 or image.shape[0] != 3: raise ValueError(f"expected an image (3, H, W), got shape {tuple(image.shape)}")
+    "One image `(3, H, W)` in [-1, 1] as a PIL picture as large; raises `ValueError` for another shape."
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"expected an image (3, H, W), got shape {tuple(image.shape)}")
     return Image.fromarray(_to_bytes(image))
 
 # %% ../nbs/83_viz.ipynb #d0029906
+def _enlarged(picture, factor):
+    "A PIL picture with each pixel as a square of `factor` pixels."
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
 def _fit(image, side):
     "The image `(3, H, W)` as a PIL picture at most `side` pixels wide, enlarged by the largest whole factor."
     picture = to_pil(image)
     factor = side // picture.width
-    if factor: return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    if factor: return _enlarged(picture, factor)
     return picture.resize((side, round(picture.height * side / picture.width)), Image.Resampling.LANCZOS)
 
 # %% ../nbs/83_viz.ipynb #55009859
@@ -42,37 +52,38 @@ def image_grid(images, columns=8, scale=2, padding=2):
 
     Each pixel becomes a square of `scale` pixels; `padding` pixels of paper stand between two images.
     """
-    count, _, height, width = images.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    width, height = width * scale, height * scale
-    grid = Image.new("RGB", (columns * (width + padding) - padding, rows * (height + padding) - padding), _PAPER)
-    for place, image in enumerate(images):
+    tiles = [_enlarged(to_pil(image), scale) for image in images]
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    width, height = tiles[0].width + padding, tiles[0].height + padding
+    grid = Image.new("RGB", (columns * width - padding, rows * height - padding), _PAPER)
+    for place, tile in enumerate(tiles):
         row, column = divmod(place, columns)
-        tile = to_pil(image).resize((width, height), Image.Resampling.NEAREST)
-        grid.paste(tile, (column * (width + padding), row * (height + padding)))
+        grid.paste(tile, (column * width, row * height))
     return grid
 
 # %% ../nbs/83_viz.ipynb #f0471aa1
+_GOLDEN = 0.6180339887                                # the part of the colour circle between two codes' hues
+_TONES = ((0.55, 0.95), (0.9, 0.8), (0.75, 0.55))     # saturation and brightness, in turn
+_GREY = (225, 225, 225)
+
 def _code_colour(code, codebook_size):
     "An RGB colour for `code`: its own where it is in the codebook, grey where it is not."
-    if not 0 <= code < codebook_size: return (225, 225, 225)
-    hue = code * 0.6180339887 % 1
-    saturation, value = ((0.55, 0.95), (0.9, 0.8), (0.75, 0.55))[code % 3]
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+    if not 0 <= code < codebook_size: return _GREY
+    saturation, value = _TONES[code % len(_TONES)]
+    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(code * _GOLDEN % 1, saturation, value))
 
 def code_map(codes, codebook_size, scale=16):
     "Codes `(h, w)` as a PIL picture in which each code has a colour, and each cell is `scale` pixels wide."
-    colours = [[_code_colour(code, codebook_size) for code in row] for row in codes.tolist()]
-    picture = Image.fromarray(np.array(colours, dtype=np.uint8))
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    colours = [_code_colour(code, codebook_size) for code in codes.flatten().tolist()]
+    return _enlarged(Image.fromarray(np.array(colours, dtype=np.uint8).reshape(*codes.shape, 3)), scale)
 
 # %% ../nbs/83_viz.ipynb #08cbc2ed
 def paint(vqvae, codes):
     "Images (B, 3, H, W) of `codes` (B, h, w), grey where they are -1 (undecided)."
-    import torch
     with torch.no_grad(): images = vqvae.decode(codes.clamp(min=0))
-    grey = torch.nn.functional.interpolate((codes < 0).float()[:, None], size=images.shape[-2:]) > 0
+    undecided = (codes < 0).float()[:, None]                             # (B, 1, h, w)
+    grey = F.interpolate(undecided, size=images.shape[-2:]) > 0          # (B, 1, H, W)
     return torch.where(grey, 0.75, images)
 
 # %% ../nbs/83_viz.ipynb #f92a1b1b
@@ -92,7 +103,9 @@ def _figure(width, height):
 def _box(figure, left, top, width, height):
     "Axes at `left`, `top`, counted in pixels from the figure's top left corner."
     full_width, full_height = (round(inches * _DPI) for inches in figure.get_size_inches())
-    return figure.add_axes((left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height))
+    bottom = full_height - top - height
+    scale = np.array([full_width, full_height, full_width, full_height])
+    return figure.add_axes(np.array([left, bottom, width, height]) / scale)
 
 def _place(figure, picture, left, top):
     "Put a PIL picture into the figure, pixel for pixel."
@@ -106,42 +119,49 @@ def _write(figure, text, left, top, size=10, colour=_INK, **style):
     step = size * _DPI / 72
     for row, line in enumerate(text.splitlines()):
         bottom = top + step * (1 + 1.27 * row)
-        figure.text(left / width, 1 - bottom / height, line, fontsize=size, color=colour, parse_math=False, **style)
+        style |= {"fontsize": size, "color": colour, "parse_math": False}
+        figure.text(left / width, 1 - bottom / height, line, **style)
 
 # %% ../nbs/83_viz.ipynb #13f4677d
-def show_captioned(images, captions, columns=5, title=None):
-    "The images `(B, 3, H, W)` in [-1, 1], each above its caption, `columns` in a row, as a figure."
-    side, gap, line = 168, 16, 14
+def _note_rows(images, captions, columns, side):
+    "For each row of a figure its images as PIL pictures `side` wide, and its captions as lists of lines."
     pictures = [_fit(image, side) for image in images]
     notes = [textwrap.wrap(caption, 27, max_lines=6, placeholder=" …") for caption in captions]
-    columns = min(columns, len(pictures))
     starts = range(0, len(pictures), columns)
-    heights = [max(picture.height for picture in pictures[i:i + columns]) for i in starts]
-    lines = [max(len(note) for note in notes[i:i + columns]) for i in starts]
+    return [(pictures[start:start + columns], notes[start:start + columns]) for start in starts]
+
+def show_captioned(images, captions, columns=5, title=None):
+    "The images `(B, 3, H, W)` in [-1, 1], each above its caption, `columns` in a row, as a figure."
+    side, gap, line = 168, 16, 14                          # all in pixels
+    columns = min(columns, len(images))
+    rows = _note_rows(images, captions, columns, side)
+    heights = [max(picture.height for picture in pictures) for pictures, _ in rows]
+    depths = [line * max(len(note) for note in notes) + 22 for _, notes in rows]
     top = 44 if title else gap
-    figure = _figure(columns * (side + gap) + gap, top + sum(heights) + sum(line * n + 22 for n in lines))
+    figure = _figure(columns * (side + gap) + gap, top + sum(heights) + sum(depths))
     if title: _write(figure, title, gap, 12, size=12, weight="bold")
-    for start, height, count in zip(starts, heights, lines):
-        for column, (picture, note) in enumerate(zip(pictures[start:start + columns], notes[start:start + columns])):
+    for (pictures, notes), height, depth in zip(rows, heights, depths):
+        for column, (picture, note) in enumerate(zip(pictures, notes)):
             left = gap + column * (side + gap)
             _place(figure, picture, left, top)
             _write(figure, "\n".join(note), left, top + height + 4, size=8)
-        top += height + line * count + 22
+        top += height + depth
     return figure
 
 # %% ../nbs/83_viz.ipynb #6e14116f
 def film_strip(frames, labels, title=None):
-    "A list of frames, each `(B, 3, H, W)`, as a figure: one row for each image, one labelled column for each frame."
+    "Frames, a list of `(B, 3, H, W)`, as a figure: a row for each image, a labelled column for each frame."
     if len(frames) != len(labels): raise ValueError(f"{len(frames)} frames but {len(labels)} labels")
     columns = [[_fit(image, 128) for image in frame] for frame in frames]
-    width, height, gap = *columns[0][0].size, 8
+    gap = 8
+    width, height = columns[0][0].width + gap, columns[0][0].height + gap
     top = 64 if title else 36
-    figure = _figure(max(len(frames) * (width + gap) + gap, 260), top + len(columns[0]) * (height + gap))
+    figure = _figure(max(len(frames) * width + gap, 260), top + len(columns[0]) * height)
     if title: _write(figure, title, gap, 10, size=12, weight="bold")
     for place, (column, label) in enumerate(zip(columns, labels)):
-        left = gap + place * (width + gap)
+        left = gap + place * width
         _write(figure, str(label), left, top - 22, size=9, colour=_SOFT)
-        for row, picture in enumerate(column): _place(figure, picture, left, top + row * (height + gap))
+        for row, picture in enumerate(column): _place(figure, picture, left, top + row * height)
     return figure
 
 # %% ../nbs/83_viz.ipynb #bca0c022
@@ -153,19 +173,25 @@ def _running_mean(values, window):
     return (sums[high] - sums[low]) / (high - low)
 
 # %% ../nbs/83_viz.ipynb #10d4d7e2
+_COLOURS = ("#3366cc", "#dc7f1f", "#2a9d5c", "#b0413e", "#7b52ab", "#777777")
+
+def _draw_curve(axes, history, name, colour, dashed):
+    "Draw what the history has under `name`, dashed or with a running mean where the points are many."
+    points = [(entry["step"], float(entry[name])) for entry in history if name in entry]
+    if not points: return
+    steps, values = np.array(points).T
+    style = {"linestyle": "--", "marker": "o", "markersize": 4} if dashed else {"linestyle": "-"}
+    if len(values) >= 40 and not dashed:
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        values = _running_mean(values, len(values) // 20)
+    axes.plot(steps, values, color=colour, linewidth=1.6, label=name, **style)
+
 def _draw_curves(axes, history, keys, title, ylabel):
     "Draw each key of the history, and its `validation/` twin where there is one, into the axes."
-    colours = ["#3366cc", "#dc7f1f", "#2a9d5c", "#b0413e", "#7b52ab", "#777777"]
     for place, key in enumerate([keys] if isinstance(keys, str) else keys):
-        colour = colours[place % len(colours)]
-        for name, style in [(key, {"linestyle": "-"}), (f"validation/{key}", {"linestyle": "--", "marker": "o", "markersize": 4})]:
-            points = [(entry["step"], float(entry[name])) for entry in history if name in entry]
-            if not points: continue
-            steps, values = np.array(points).T
-            if len(values) >= 40 and name == key:
-                axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-                values = _running_mean(values, len(values) // 20)
-            axes.plot(steps, values, color=colour, linewidth=1.6, label=name, **style)
+        colour = _COLOURS[place % len(_COLOURS)]
+        _draw_curve(axes, history, key, colour, dashed=False)
+        _draw_curve(axes, history, f"validation/{key}", colour, dashed=True)
     axes.set_facecolor(_PAPER)
     axes.set_title(title, fontsize=11, loc="left", color=_INK, weight="bold")
     axes.set_xlabel("step", fontsize=9, color=_SOFT)
@@ -180,7 +206,7 @@ def _draw_curves(axes, history, keys, title, ylabel):
 def plot_curves(history, keys, title, ylabel):
     """The curves of `keys` (one name or several) over the steps of a history, as a figure.
 
-    `history` is a list of dicts with a `step`; a key's `validation/<key>` twin is drawn dashed, where there is one.
+    `history` is a list of dicts with a `step`; a key's `validation/<key>` twin is dashed, if there is one.
     """
     figure = _figure(640, 320)
     _draw_curves(_box(figure, 62, 34, 562, 236), history, keys, title, ylabel)
@@ -192,7 +218,9 @@ def join_histories(first, second):
     return first + [{**record, "step": record["step"] + first[-1]["step"]} for record in second]
 
 # %% ../nbs/83_viz.ipynb #c7bead25
-_WIDTH, _MARGIN, _GAP = 1400, 24, 6
+_WIDTH = 1400      # of the gallery, in pixels
+_MARGIN = 24
+_GAP = 6           # between two images
 
 def _strip(images, width):
     "Images `(n, 3, H, W)` in a row that is at most `width` pixels wide, as one PIL picture."
@@ -203,37 +231,49 @@ def _strip(images, width):
     return row
 
 # %% ../nbs/83_viz.ipynb #15893513
+def _title_block(title, summary):
+    "The block of the title and the line of figures below it."
+    notes = textwrap.wrap(summary, 170)
+
+    def draw(figure, top):
+        _write(figure, title, _MARGIN, top + 20, size=17, weight="bold")
+        _write(figure, "\n".join(notes), _MARGIN, top + 58, size=11, colour=_SOFT)
+    return 70 + 20 * len(notes), draw
+
 def _heading_block(text):
     "The block of a heading."
     return 42, lambda figure, top: _write(figure, text, _MARGIN, top + 8, size=12, weight="bold")
 
-def _caption_blocks(rows):
-    "The blocks of `(caption, images)` rows, two of them side by side in each block."
+def _caption_block(rows):
+    "The block of one or two `(caption, images)` rows, side by side."
     half = (_WIDTH - 3 * _MARGIN) // 2
+    notes = [textwrap.wrap(caption, 84, max_lines=3, placeholder=" …") for caption, _ in rows]
+    strips = [_strip(images, half) for _, images in rows]
+    words = 19 * max(map(len, notes)) + 4
 
-    def block(pair):
-        notes = [textwrap.wrap(caption, 84, max_lines=3, placeholder=" …") for caption, _ in pair]
-        strips = [_strip(images, half) for _, images in pair]
-        words = 19 * max(map(len, notes)) + 4
+    def draw(figure, top):
+        for place, (note, strip) in enumerate(zip(notes, strips)):
+            left = _MARGIN + place * (half + _MARGIN)
+            _write(figure, "\n".join(note), left, top, size=10.5)
+            _place(figure, strip, left, top + words)
+    return words + max(strip.height for strip in strips) + 18, draw
 
-        def draw(figure, top):
-            for place, (note, strip) in enumerate(zip(notes, strips)):
-                left = _MARGIN + place * (half + _MARGIN)
-                _write(figure, "\n".join(note), left, top, size=10.5)
-                _place(figure, strip, left, top + words)
-        return words + max(strip.height for strip in strips) + 18, draw
-    return [block(rows[start:start + 2]) for start in range(0, len(rows), 2)]
+def _caption_blocks(rows):
+    "The blocks of `(caption, images)` rows, two of them in each."
+    return [_caption_block(rows[start:start + 2]) for start in range(0, len(rows), 2)]
 
 # %% ../nbs/83_viz.ipynb #b9b9eb5a
 def _reconstruction_block(originals, copies):
     "The block of two rows: originals `(n, 3, H, W)`, and below them what came back from their codes."
-    strips = [_strip(images, _WIDTH - 3 * _MARGIN - 110) for images in (originals, copies)]
+    names = ("original", "from its codes")
+    left = _MARGIN + 110                                       # room for the names
+    strips = [_strip(images, _WIDTH - left - 2 * _MARGIN) for images in (originals, copies)]
     step = strips[0].height + _GAP
 
     def draw(figure, top):
-        for row, (strip, name) in enumerate(zip(strips, ("original", "from its codes"))):
+        for row, (strip, name) in enumerate(zip(strips, names)):
             _write(figure, name, _MARGIN, top + row * step + strip.height / 2 - 8, size=10, colour=_SOFT)
-            _place(figure, strip, _MARGIN + 110, top + row * step)
+            _place(figure, strip, left, top + row * step)
     return 2 * step + 12, draw
 
 def _curve_block(curves):
@@ -242,27 +282,32 @@ def _curve_block(curves):
 
     def draw(figure, top):
         for place, (title, history, keys) in enumerate(curves):
-            _draw_curves(_box(figure, _MARGIN + place * width + 44, top + 34, width - 44 - _MARGIN, 200), history, keys, title, "")
+            axes = _box(figure, _MARGIN + place * width + 44, top + 34, width - 44 - _MARGIN, 200)
+            _draw_curves(axes, history, keys, title, "")
     return 290, draw
 
 # %% ../nbs/83_viz.ipynb #24e47c0e
+def _by_group(rows):
+    "Rows `(caption, images, group)` as a dict: the `(caption, images)` of each group."
+    groups = {}
+    for caption, images, group in rows: groups.setdefault(group, []).append((caption, images))
+    return groups
+
 def gallery(rows, reconstructions, curves, title, summary):
     """One figure, 1400 pixels wide, that tells how an experiment went.
 
-    `rows` is a list of `(caption, images (n, 3, H, W), group label)`, `reconstructions` a pair of `(n, 3, H, W)`:
-    originals and copies; `curves` a list of `(title, history, keys)`, as `plot_curves` takes them;
-    `summary` is the line of figures below the title.
+    `rows` is a list of `(caption, images (n, 3, H, W), group label)`, `reconstructions` a pair of
+    `(n, 3, H, W)`: originals and copies; `curves` a list of `(title, history, keys)`, as `plot_curves` takes
+    them; `summary` is the line of figures below the title.
     """
-    groups = {}
-    for caption, images, group in rows: groups.setdefault(group, []).append((caption, images))
-    notes = textwrap.wrap(summary, 170)
-    blocks = [(70 + 20 * len(notes), lambda figure, top: (
-        _write(figure, title, _MARGIN, 20, size=17, weight="bold"),
-        _write(figure, "\n".join(notes), _MARGIN, 58, size=11, colour=_SOFT)))]
-    for group, members in groups.items(): blocks += [_heading_block(group), *_caption_blocks(members)]
-    blocks += [_heading_block("Through the codes and back: pictures the VQ-VAE has not seen"), _reconstruction_block(*reconstructions)]
+    blocks = [_title_block(title, summary)]
+    for group, members in _by_group(rows).items():
+        blocks += [_heading_block(group), *_caption_blocks(members)]
+    blocks.append(_heading_block("Through the codes and back: pictures the VQ-VAE has not seen"))
+    blocks.append(_reconstruction_block(*reconstructions))
     if curves: blocks.append(_curve_block(curves))
-    figure, top = _figure(_WIDTH, sum(height for height, _ in blocks) + 10), 0
+    figure = _figure(_WIDTH, sum(height for height, _ in blocks) + 10)
+    top = 0
     for height, draw in blocks:
         draw(figure, top)
         top += height

@@ -6,7 +6,7 @@ import torch
 
 
 def medians(work, rounds, device):
-    "The median time of each contender in seconds; they take turns, so that a slow moment of the machine hits all."
+    "The median time of each contender in seconds; they take turns, so that a slow moment hits all."
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     times = {name: [] for name in work}
     for turn in range(rounds + 1):

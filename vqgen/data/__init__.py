@@ -1,0 +1,1 @@
+"Captioned pictures from any source: built-in drawings, the Hugging Face Hub, files and folders."

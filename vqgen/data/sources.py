@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,8 +21,9 @@ from ..errors import VQGenError
 
 # %% ../../nbs/64_data.sources.ipynb #f71439eb
 def _open_picture(value, folder):
-    "The picture in a table's cell: bytes, a path relative to `folder`, `{'bytes', 'path'}`, or a Pillow image."
-    if isinstance(value, dict): value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    "The picture in a table's cell: bytes, a path relative to `folder`, `{'bytes', 'path'}`, or of Pillow."
+    if isinstance(value, dict):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if isinstance(value, Image.Image): return value
     if isinstance(value, bytes): return Image.open(io.BytesIO(value))
     if isinstance(value, str): return Image.open(Path(folder) / value)
@@ -30,8 +32,9 @@ def _open_picture(value, folder):
 def _check_columns(config, names, where):
     "Raise `VQGenError` unless the table `where` has the two columns that `config` names."
     for key in ["image_column", "caption_column"]:
-        if getattr(config, key) not in names:
-            raise VQGenError(f"{where} has no column {getattr(config, key)!r}: set data.{key} to one of {', '.join(names)}")
+        column = getattr(config, key)
+        if column in names: continue
+        raise VQGenError(f"{where} has no column {column!r}: set data.{key} to one of {', '.join(names)}")
 
 # %% ../../nbs/64_data.sources.ipynb #6e447781
 def _own_splits(names):
@@ -44,32 +47,34 @@ def _own_splits(names):
 def _parquet_examples(config, path):
     "Examples of a local parquet file."
     try: table = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as fault: raise VQGenError(f"{path} is not a parquet file: {fault}") from None
+    except (pa.ArrowException, OSError) as fault:
+        raise VQGenError(f"{path} is not a parquet file: {fault}") from None
     _check_columns(config, table.schema_arrow.names, path)
     columns = [config.image_column, config.caption_column]
     for batch in table.iter_batches(64, columns=columns):
         for row in batch.to_pylist():
-            yield None, lambda row=row: _open_picture(row[columns[0]], path.parent), row[columns[1]], {}
+            yield None, partial(_open_picture, row[columns[0]], path.parent), row[columns[1]], {}
 
 # %% ../../nbs/64_data.sources.ipynb #c2b63293
 def _dataset_examples(config, found, where):
     "Examples of `found`, a `datasets.Dataset` or `DatasetDict`."
     import datasets
     tables = found if isinstance(found, dict) else {"train": found}
+    image_column, caption_column = config.image_column, config.caption_column
     for name, split in _own_splits(list(tables)).items():
         table = tables[name]
         _check_columns(config, table.column_names, where)
-        table = table.select_columns([config.image_column, config.caption_column])
-        if isinstance(table.features[config.image_column], datasets.Image):
-            table = table.cast_column(config.image_column, datasets.Image(decode=False))
-        for row in table:
-            yield split, lambda row=row: _open_picture(row[config.image_column], "."), row[config.caption_column], {}
+        table = table.select_columns([image_column, caption_column])
+        if isinstance(table.features[image_column], datasets.Image):
+            table = table.cast_column(image_column, datasets.Image(decode=False))
+        for row in table: yield split, partial(_open_picture, row[image_column], "."), row[caption_column], {}
 
 def _saved_examples(config, path):
     "Examples of a folder written by `save_to_disk`."
     import datasets
     try: found = datasets.load_from_disk(str(path))
-    except Exception as fault: raise VQGenError(f"{path} can't be read as a saved data set: {fault}") from None
+    except Exception as fault:   # the library's exceptions are many
+        raise VQGenError(f"{path} can't be read as a saved data set: {fault}") from None
     yield from _dataset_examples(config, found, path)
 
 def _hub_examples(config):
@@ -77,10 +82,10 @@ def _hub_examples(config):
     import datasets
     try: found = datasets.load_dataset(config.source)
     except Exception as fault:   # network, login, name, format: each library below has its own exceptions
-        reason = (str(fault).strip().splitlines() or [""])[0]
-        raise VQGenError(f"data.source {config.source!r} is no built-in set (avatars, emoji), no file or folder here, and could "
-                         f"not be loaded from the Hugging Face Hub ({type(fault).__name__}: {reason}): check the name, the "
-                         "network, and for private sets the login") from None
+        reason = f"{type(fault).__name__}: {(str(fault).strip().splitlines() or [''])[0]}"
+        raise VQGenError(f"data.source {config.source!r} is no built-in set (avatars, emoji), no file or "
+                         f"folder here, and could not be loaded from the Hugging Face Hub ({reason}): "
+                         "check the name, the network, and for private sets the login") from None
     yield from _dataset_examples(config, found, config.source)
 
 # %% ../../nbs/64_data.sources.ipynb #d2956f2d
@@ -90,37 +95,46 @@ def _metadata(path, caption_column):
     "Pairs of a picture's path and its caption, from `metadata.jsonl` or `metadata.csv`."
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file if line.strip()]
+            if path.suffix == ".csv": rows = list(csv.DictReader(file))
+            else: rows = [json.loads(line) for line in file if line.strip()]
     except ValueError as fault: raise VQGenError(f"{path} can't be read: {fault}") from None
     for row in rows:
         for column in ["file_name", caption_column]:
-            if column not in row: raise VQGenError(f"{path} has no column {column!r}, but {', '.join(map(str, row))}")
+            if column in row: continue
+            raise VQGenError(f"{path} has no column {column!r}, but {', '.join(map(str, row))}")
     return [(path.parent / str(row["file_name"]), row[caption_column]) for row in rows]
+
+def _folder_captions(folder, caption_column):
+    "Pairs of a picture's path and its caption, of all pictures below `folder`."
+    captions = []
+    tables = sorted([*folder.rglob("metadata.jsonl"), *folder.rglob("metadata.csv")])
+    for table in tables: captions += _metadata(table, caption_column)
+    if not tables:
+        pictures = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES]
+        texts = [(path, path.with_suffix(".txt")) for path in pictures]
+        captions = [(path, text.read_text("utf-8", "replace")) for path, text in texts if text.is_file()]
+    if captions: return captions
+    raise VQGenError(f"{folder} has no captioned pictures: it needs metadata.jsonl or metadata.csv with the "
+                     f"columns file_name and {caption_column}, or a .txt file beside each picture")
 
 def _folder_examples(config, folder):
     "Examples of an image folder; of its sub-folders `train` and `validation` (or `test`) if it has both."
     splits = _own_splits([path.name for path in sorted(folder.iterdir()) if path.is_dir()])
     parts = {folder / name: split for name, split in splits.items() if split} or {folder: None}
     for part, split in parts.items():
-        tables = sorted([*part.rglob("metadata.jsonl"), *part.rglob("metadata.csv")])
-        captions = [pair for table in tables for pair in _metadata(table, config.caption_column)]
-        if not tables:
-            beside = [(path, path.with_suffix(".txt")) for path in sorted(part.rglob("*")) if path.suffix.lower() in _SUFFIXES]
-            captions = [(path, text.read_text("utf-8", "replace")) for path, text in beside if text.is_file()]
-        if not captions:
-            raise VQGenError(f"{part} has no captioned pictures: it needs metadata.jsonl or metadata.csv with the columns "
-                             f"file_name and {config.caption_column}, or a .txt file beside each picture")
-        for path, caption in captions: yield split, lambda path=path: Image.open(path), caption, {}
+        for path, caption in _folder_captions(part, config.caption_column):
+            yield split, partial(Image.open, path), caption, {}
 
 # %% ../../nbs/64_data.sources.ipynb #e41a626b
 def read_source(config):
-    """Yield the examples `(split or None, function that opens the picture, caption, {})` of a path or a Hub id.
+    """Yield the examples `(split or None, function that opens the picture, caption, {})` of a path or Hub id.
 
-    Raises `VQGenError` where the source can't be found or read, or lacks a column.
+    `config` is a `DataConfig`. Raises `VQGenError` if its source is missing or unreadable, or lacks a column.
     """
     path = Path(config.source).expanduser()
     if path.is_file(): return _parquet_examples(config, path)
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file(): return _saved_examples(config, path)
+    notes = [path / "dataset_info.json", path / "dataset_dict.json"]
+    if any(note.is_file() for note in notes): return _saved_examples(config, path)
     if path.is_dir(): return _folder_examples(config, path)
     may_be_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", config.source) and path.suffix != ".parquet"
     if may_be_hub_id: return _hub_examples(config)

@@ -30,52 +30,77 @@ def _descriptions():
     found = sorted(path for path in files("dicebear_styles").iterdir() if path.name.endswith(".json"))
     return {path.name.removesuffix(".json"): json.loads(path.read_text("utf-8")) for path in found}
 
+def _licence(style): return _descriptions()[style]["meta"]["license"]["name"]
+
 @cache
 def describe_style(style):
-    "DiceBear's description of a style, as a dict; raises `VQGenError` for a style that does not exist or is not open."
-    licences = {name: description["meta"]["license"]["name"] for name, description in _descriptions().items()}
-    if licences.get(style) in _OPEN: return _descriptions()[style]
-    usable = [name for name in licences if licences[name] in _OPEN]
-    near = [] if style in licences else difflib.get_close_matches(style, usable, 1)
-    fault = f"has the licence {licences[style]!r}, not {' or '.join(_OPEN)}" if style in licences else "is no DiceBear style"
-    advice = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(usable)}"
-    raise VQGenError(f"data.style {style!r} {fault}: {advice}")
+    "DiceBear's description of a style, a dict; raises `VQGenError` where there is none, or it is not open."
+    usable = [name for name in _descriptions() if _licence(name) in _OPEN]
+    if style in usable: return _descriptions()[style]
+    advice = f"choose one of {', '.join(usable)}"
+    if style in _descriptions():
+        fault = f"has the licence {_licence(style)!r}, not {' or '.join(_OPEN)}"
+        raise VQGenError(f"data.style {style!r} {fault}: {advice}")
+    near = difflib.get_close_matches(style, usable, 1)
+    if near: advice = f"did you mean {near[0]!r}?"
+    raise VQGenError(f"data.style {style!r} is no DiceBear style: {advice}")
 
 # %% ../../nbs/62_data.styles.ipynb #d8473f9b
 _CONES = np.array([[0.41222, 0.53633, 0.05145], [0.21190, 0.68070, 0.10740], [0.08830, 0.28172, 0.62998]])
 _OKLAB = np.array([[0.21045, 0.79362, -0.00407], [1.97800, -2.42859, 0.45059], [0.02590, 0.78277, -0.80868]])
-_HUES = {11: "pink", 34: "red", 74: "orange", 111: "yellow", 166: "green", 212: "teal", 279: "blue", 328: "purple", 360: "pink"}
+_HUES = {11: "pink", 34: "red", 74: "orange", 111: "yellow", 166: "green", 212: "teal", 279: "blue",
+         328: "purple", 360: "pink"}   # up to which angle, in degrees, a hue is called so
+
+def _oklch(color):
+    "The lightness (0 to 1), the chroma and the hue (0 to 360 degrees) of the colour '#rrggbb' in OKLab."
+    channels = np.array(ImageColor.getrgb(color)) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    lightness, a, b = _OKLAB @ np.cbrt(_CONES @ linear)
+    return lightness, math.hypot(a, b), math.degrees(math.atan2(b, a)) % 360
+
+def _first_below(value, steps, rest):
+    "The name of the first of `steps`, `(limit, name)`, that `value` is below; else `rest`."
+    return next((name for limit, name in steps if value < limit), rest)
+
+def _is_earthy(lightness, chroma, hue):
+    "Whether an orange or yellow hue is so weak or dark that painters call it brown, tan or beige."
+    weak = chroma < (0.085 if hue > 80 else _first_below(lightness, [(0.75, 0.115)], 0.105))
+    return 20 < hue < 100 and weak or 37 < hue < 100 and lightness < 0.59 and chroma < 0.16
 
 @cache
 def color_name(color):
     "The everyday name of the colour '#rrggbb'."
-    channels = np.array(ImageColor.getrgb(color)) / 255
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    lightness, a, b = _OKLAB @ np.cbrt(_CONES @ linear)
-    chroma, hue = math.hypot(a, b), math.degrees(math.atan2(b, a)) % 360
+    lightness, chroma, hue = _oklch(color)
     if lightness < 0.22 or chroma < (0.035 if lightness > 0.93 else 0.028):
-        return "black" if lightness < 0.34 else "white" if lightness > 0.9 else "grey"
-    weak = chroma < (0.085 if hue > 80 else 0.115 if lightness < 0.75 else 0.105)
-    if 20 < hue < 100 and weak or 37 < hue < 100 and lightness < 0.59 and chroma < 0.16:
-        return "brown" if lightness < 0.62 else "tan" if lightness < 0.8 else "beige"
+        return _first_below(lightness, [(0.34, "black"), (0.9, "grey")], "white")
+    if _is_earthy(lightness, chroma, hue):
+        return _first_below(lightness, [(0.62, "brown"), (0.8, "tan")], "beige")
     name = next(name for end, name in _HUES.items() if hue <= end)
     if name == "pink" and lightness < 0.5: name = "purple" if hue > 300 else "red"
     if name == "red" and lightness > 0.76: name = "pink"
     return f"dark {name}" if lightness < 0.42 else name
 
 # %% ../../nbs/62_data.styles.ipynb #6a809732
-_LEFT_OUT = {"animation", "blend", "details", "ears", "eyeShadow", "ink", "letters", "rotation", "shade", "tint"}
+_LEFT_OUT = {"animation", "blend", "details", "ears", "eyeShadow", "ink", "letters", "rotation", "shade",
+             "tint"}
 _BACKGROUNDS = ["#ffffff", "#a9adb3", "#a6d8fa", "#ffb3cf", "#fff18a", "#c6a8f0"]
 
 def _palettes(style):
     "The lists of colours from which a style chooses freely, and a list of backgrounds in any case."
-    found = {name: color["values"] for name, color in describe_style(style)["colors"].items() if "contrastTo" not in color}
-    return {**found, "background": found["background"] if len(found.get("background", [])) > 1 else _BACKGROUNDS}
+    colors = describe_style(style)["colors"]
+    found = {name: color["values"] for name, color in colors.items() if "contrastTo" not in color}
+    own = found.get("background", [])
+    return {**found, "background": own if len(own) > 1 else _BACKGROUNDS}
 
 def _words(name):
     "'big smile' for `bigSmile`, 'happy' for `happy07`, 'yes' for `variant03`, which says nothing."
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.rstrip("0123456789")).lower()
     return "yes" if words in ("variant", "default") else words
+
+def _part_values(part):
+    "The values that a part of a style can have: words, or yes; and none where it may be missing."
+    values = sorted({_words(variant) for variant in part["variants"]})
+    return ["none"] * (0 < part.get("probability", 100) < 100) + (["yes"] if "yes" in values else values)
 
 @cache
 def style_attributes(style):
@@ -84,11 +109,9 @@ def style_attributes(style):
     repeated = {part.get("extends") for part in components.values()}
     for name, part in components.items():
         if name in _LEFT_OUT | repeated or "extends" in part or not name[-1].islower(): continue
-        values = sorted({_words(variant) for variant in part["variants"]})
-        values = ["none"] * (0 < part.get("probability", 100) < 100) + (["yes"] if "yes" in values else values)
-        if len(values) > 1: found[name] = values
+        if len(values := _part_values(part)) > 1: found[name] = values
     for name, palette in _palettes(style).items():
-        values = sorted({color_name(shade) for shade in palette if len(shade) == 7})   # longer ones are transparent
+        values = sorted({color_name(shade) for shade in palette if len(shade) == 7})   # longer: transparent
         if len(values) > 1 and name not in _LEFT_OUT: found[f"{name}Color"] = values
     return found
 
@@ -96,14 +119,19 @@ def style_attributes(style):
 @cache
 def _artist(style):
     "DiceBear's machine that draws a style."
-    from dicebear import Style   # takes two seconds to import, which only those should pay who draw
+    from dicebear import Style  # takes two seconds to import, which only those should pay who draw
     return Style(describe_style(style))
 
 def draw_style(style, number, size, **options):
-    "Drawing `number` of a style: an RGB picture of `size` x `size` pixels, DiceBear's choices, and the attributes, as dicts."
+    """Drawing `number` of a style: an RGB picture of `size` x `size` pixels, DiceBear's choices, attributes.
+
+    The last two are dicts; `options` are DiceBear's.
+    """
     from dicebear import Avatar
-    avatar = Avatar(_artist(style), {"seed": str(number), "backgroundColor": _palettes(style)["background"], **options})
-    parts, svg, attributes = avatar.to_json()["options"], avatar.to_string(), {}
+    background = _palettes(style)["background"]
+    avatar = Avatar(_artist(style), {"seed": str(number), "backgroundColor": background, **options})
+    parts, svg = avatar.to_json()["options"], avatar.to_string()
+    attributes = {}
     for name, values in style_attributes(style).items():
         if name.endswith("Color"):
             shade = (parts.get(name) or [""])[0]
@@ -117,10 +145,11 @@ def draw_style(style, number, size, **options):
 
 # %% ../../nbs/62_data.styles.ipynb #5f278f8d
 def _is_seen(name, style, number, picture, parts):
-    "Whether drawing `number` of a style shows its part or colour `name`, in at least three pixels of a thousand."
+    "Whether drawing `number` of a style shows its part or colour `name`, in three pixels of a thousand."
     if name == "backgroundColor": return True
-    if name.endswith("Color") and list(parts.values()).count(parts[name]) > 1: return False   # whose pixels would it be?
-    if name.endswith("Color"): seen = (np.asarray(picture) == ImageColor.getrgb(parts[name][0])).all(-1)
+    if name.endswith("Color"):
+        if list(parts.values()).count(parts[name]) > 1: return False   # whose pixels would it be?
+        seen = (np.asarray(picture) == ImageColor.getrgb(parts[name][0])).all(-1)
     else:
         without, _, _ = draw_style(style, number, picture.width, **{f"{name}Probability": 0})
         seen = np.asarray(ImageChops.difference(picture, without)).max(-1) > 24
@@ -128,21 +157,27 @@ def _is_seen(name, style, number, picture, parts):
 
 # %% ../../nbs/62_data.styles.ipynb #445289a9
 _MASS = ("blush", "clothing", "fabric", "freckles", "grass", "hair", "skin", "stubble", "teeth")
-_THINGS = {*_MASS, *"""afro antenna antennae bangs beanie beard bob braids bun buns bush cactus cap coat cornrows crest crown curls
-    cut dreads dress ears eyepatch fin flower fringe frown glasses goatee grin hat headphones hijab hoodie horns jacket knots laugh
-    lips mask mohawk moustache mustache nose overalls pacifier palm pigtails ponytail pout puffs scruff seedling shades shirt smile
-    smirk spike spikes sprout succulent suit sunglasses sunhat tail teeth tongue tooth tufts tulip turban undercut wink""".split()}
+_THINGS = {*_MASS, *"""
+    afro antenna antennae bangs beanie beard bob braids bun buns bush cactus cap coat cornrows crest crown
+    curls cut dreads dress ears eyepatch fin flower fringe frown glasses goatee grin hat headphones hijab
+    hoodie horns jacket knots laugh lips mask mohawk moustache mustache nose overalls pacifier palm pigtails
+    ponytail pout puffs scruff seedling shades shirt smile smirk spike spikes sprout succulent suit
+    sunglasses sunhat tail teeth tongue tooth tufts tulip turban undercut wink""".split()}
+
+def _with_article(text):
+    "`text` with a or an, where it is one thing."
+    if text.endswith(_MASS) or text.endswith("s") and not text.endswith(("ss", "us")): return text
+    return f"an {text}" if text[0] in "aeiou" else f"a {text}"
 
 def _phrase(part, value, color=""):
     "What is said of a part with a value ('none', 'yes' or words) and perhaps a colour."
     if value == "none": return f"no {part}"
     if value == "one": part, value = part.removesuffix("s"), "yes"
     words = [] if value == "yes" else value.removesuffix(part).split()
-    if words and words[0] in _THINGS and words[-1] not in _THINGS: words.append(words.pop(0))   # DiceBear's "ears pointy"
+    if words and words[0] in _THINGS and words[-1] not in _THINGS:
+        words.append(words.pop(0))   # DiceBear's "ears pointy"
     words = [color, *words] if words and words[-1] in _THINGS else [*words, color, part]
-    text = " ".join(word for word in words if word)
-    if text.endswith(_MASS) or text.endswith("s") and not text.endswith(("ss", "us")): return text
-    return f"an {text}" if text[0] in "aeiou" else f"a {text}"
+    return _with_article(" ".join(word for word in words if word))
 
 # %% ../../nbs/62_data.styles.ipynb #6f5f06a4
 _BORROWERS = ("beard", "shape", "top")
@@ -153,7 +188,13 @@ def _paint(style, part, parts):
     variant = describe_style(style)["components"][part]["variants"].get(parts.get(f"{part}Variant"), {})
     colors = set(re.findall(r'"name": "(\w+)", "type": "color"', json.dumps(variant, sort_keys=True)))
     colors = [color for color in colors if f"{color}Color" in style_attributes(style)]
-    return f"{colors[0]}Color" if len(colors) == 1 and (part in _BORROWERS or colors[0][:4] == part[:4]) else None
+    if len(colors) != 1 or part not in _BORROWERS and colors[0][:4] != part[:4]: return None
+    return f"{colors[0]}Color"
+
+def _noun(name, paint):
+    "What the part or colour `name`, painted with the colour `paint`, is called."
+    noun = (paint if name == "top" and paint in ("hairColor", "hatColor") else name).removesuffix("Color")
+    return _NAMES.get(noun, re.sub(r" [a-z]$", "", _words(noun)))   # fabricA is a fabric
 
 def _phrases(style, attributes, parts, stated):
     "The phrases that say the attributes `stated`: those of parts, of other colours, and the background last."
@@ -161,29 +202,34 @@ def _phrases(style, attributes, parts, stated):
     for name in sorted(stated, key=lambda name: (name.endswith("Color"), name == "backgroundColor")):
         if name in told: continue
         paint = name if name.endswith("Color") else _paint(style, name, parts)
-        noun = (paint if name == "top" and paint in ("hairColor", "hatColor") else name).removesuffix("Color")
-        noun = _NAMES.get(noun, re.sub(r" [a-z]$", "", _words(noun)))   # fabricA is a fabric
         value = "yes" if paint == name else attributes[name]
-        phrases.append(_phrase(noun, value, attributes[paint] if paint in stated else ""))
+        phrases.append(_phrase(_noun(name, paint), value, attributes[paint] if paint in stated else ""))
         told.add(paint)
     return phrases
 
 # %% ../../nbs/62_data.styles.ipynb #be00079c
-_NEVER_MISSED = {"cheeks", "chest", "surface", "top", "tops"}   # "no cheeks" would be wrong: the face has them, unpainted
+_NEVER_MISSED = {"cheeks", "chest", "surface", "top", "tops"}   # "no cheeks" would be wrong: they are bare
 
-def style_caption(style, number, picture, parts, attributes, rng):
-    "A caption `(text, stated)` of drawing `number` of a style, and the list of the attribute names it states."
+def _choose_stated(style, number, picture, parts, attributes, rng):
+    "The names of the attributes of drawing `number` that a caption shall state: three to five, if seen."
     wanted, stated = rng.randint(3, 5), []
     unsaid = {name for name in _NEVER_MISSED if attributes.get(name) == "none"}
-    if {"sunglasses", "shades"} & {value for name, value in attributes.items() if name != "eyes"}: unsaid.add("eyes")
+    worn = {value for name, value in attributes.items() if name != "eyes"}
+    if {"sunglasses", "shades"} & worn: unsaid.add("eyes")
     names = [name for name in attributes if name not in unsaid]
     late = {name for name in names if attributes[name] == "none" and rng.random() > 0.25}
     for name in sorted(rng.sample(names, len(names)), key=late.__contains__):
         if len(stated) >= (3 if name in late else wanted): break
         if attributes[name] == "none" or _is_seen(name, style, number, picture, parts): stated.append(name)
+    return stated
+
+def style_caption(style, number, picture, parts, attributes, rng):
+    "A caption `(text, stated)` of drawing `number` of a style, and the list of attribute names it states."
+    stated = _choose_stated(style, number, picture, parts, attributes, rng)
     phrases = _phrases(style, attributes, parts, stated)
     if rng.random() < 0.3: return ", ".join(phrases), stated
-    kind = rng.choice([f"{style.replace('-', ' ')} drawing", f"{style.replace('-', ' ')} picture", "code_loss"])
+    words = style.replace("-", " ")
+    kind = rng.choice([f"{words} drawing", f"{words} picture", "drawing"])
     ground = f" on {phrases.pop()}" if "backgroundColor" in stated else ""
     text = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
     return text + (f" with {join_phrases(phrases)}" if phrases else "") + ground, stated
@@ -191,23 +237,29 @@ def style_caption(style, number, picture, parts, attributes, rng):
 # %% ../../nbs/62_data.styles.ipynb #511beada
 @cache
 def held_out_looks(style, fraction=0.1):
-    "Up to three attributes of a style, and the set of combinations of their values that only the validation split has."
+    """Up to three attributes of a style, and the set of combinations of their values that are held out.
+
+    Those only the validation split has: `fraction` of all.
+    """
     first = [draw_style(style, number, 8)[2] for number in range(10)]
-    steady = [name for name in style_attributes(style) if all(drawn.get(name, "none") != "none" for drawn in first)]
-    names = sorted(steady, key=lambda name: -len(style_attributes(style)[name]))[:3]
-    looks = hash_order(itertools.product(*(style_attributes(style)[name] for name in names)))
+    values = style_attributes(style)
+    steady = [name for name in values if all(drawn.get(name, "none") != "none" for drawn in first)]
+    names = sorted(steady, key=lambda name: -len(values[name]))[:3]
+    looks = hash_order(itertools.product(*(values[name] for name in names)))
     looks.sort(key=lambda look: look != tuple(first[0][name] for name in names))
     return names, frozenset(looks[:max(1, round(fraction * len(looks)))])
 
 # %% ../../nbs/62_data.styles.ipynb #f60dabf5
 def style_examples(count, size, style, validation_fraction=0.1):
-    """Yield `count` examples `(split, picture, caption, attributes)` of a style.
+    """Yield `count` examples `(split, picture, caption, attributes)` of a style, `size` x `size` pixels each.
 
-    `attributes` holds the attributes by name, `stated` (the names that the caption speaks of) and `parts` (DiceBear's choices).
+    `attributes` holds the attributes by name, `stated` (the names that the caption speaks of) and `parts`
+    (DiceBear's choices).
     """
     names, held_out = held_out_looks(style, validation_fraction)
     for number in range(count):
         picture, parts, attributes = draw_style(style, number, size)
-        caption, stated = style_caption(style, number, picture, parts, attributes, random.Random(f"{style} {number}"))
+        rng = random.Random(f"{style} {number}")
+        caption, stated = style_caption(style, number, picture, parts, attributes, rng)
         split = "validation" if tuple(attributes.get(name) for name in names) in held_out else "train"
         yield split, picture, caption, {**attributes, "stated": stated, "parts": parts}

@@ -1,0 +1,1 @@
+"Codes from captions: four priors, the loops that sample from them, and their training."

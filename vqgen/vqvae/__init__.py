@@ -1,0 +1,1 @@
+"Pictures into codes, and codes into pictures: encoder, quantizer, decoder."

@@ -13,15 +13,21 @@ from .encoder import ResidualStack, conv, stage_widths
 
 # %% ../../nbs/12_vqvae.decoder.ipynb #99f069c2
 def upconv(channels_in, channels_out):
-    "A transposed convolution that doubles the side, and before training keeps the strength of the signal."
+    """A transposed convolution that doubles the side, and before training keeps the strength of the signal.
+
+    `(B, channels_in, h, w)` -> `(B, channels_out, 2 h, 2 w)`.
+    """
     layer = nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1)
-    nn.init.normal_(layer.weight, std=(2 / (channels_in * 2**2)) ** 0.5)      # a pixel is painted by 2 x 2 cells
+    nn.init.normal_(layer.weight, std=(2 / (channels_in * 2**2)) ** 0.5)      # 2 x 2 cells paint a pixel
     nn.init.zeros_(layer.bias)
     return layer
 
 # %% ../../nbs/12_vqvae.decoder.ipynb #a118c68b
 class Decoder(nn.Module):
-    "Code vectors `(B, code_dim, h, w)` -> pictures `(B, 3, f h, f w)`, about in [-1, 1]; clamp them before you look."
+    """Code vectors `(B, code_dim, h, w)` -> images `(B, 3, f h, f w)`, about in [-1, 1].
+
+    f is `config.downsample`. Clamp the images before you look at them.
+    """
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         channels = config.hidden_channels

@@ -12,7 +12,10 @@ from ..config import VQVAEConfig
 
 # %% ../../nbs/10_vqvae.encoder.ipynb #8b12de03
 def conv(channels_in, channels_out, kernel, gain=1.0, **options):
-    "A convolution that, before training, keeps the strength of the signal it reads (arXiv 1502.01852), times `gain`."
+    """A convolution that, before training, keeps the strength of the signal it reads, times `gain`.
+
+    After arXiv 1502.01852; `options` are those of `nn.Conv2d`.
+    """
     layer = nn.Conv2d(channels_in, channels_out, kernel, **options)
     nn.init.normal_(layer.weight, std=gain * (2 / (channels_in * kernel**2)) ** 0.5)
     nn.init.zeros_(layer.bias)
@@ -43,16 +46,17 @@ class ResidualStack(nn.Module):
 
 # %% ../../nbs/10_vqvae.encoder.ipynb #9040850f
 def stage_widths(config: VQVAEConfig):
-    "Channels after each halving, finest first: they double up to `hidden_channels`, from a quarter of it at the least."
+    "Channels after each halving: they double up to `hidden_channels`, from at least a quarter of it."
     halvings = config.downsample.bit_length() - 1       # f = 2 ** halvings
     hidden = config.hidden_channels
     return [max(hidden >> left, hidden // 4) for left in reversed(range(halvings))]
 
 # %% ../../nbs/10_vqvae.encoder.ipynb #f30c9d1c
 class Encoder(nn.Module):
-    """Pictures `(B, 3, H, W)` in [-1, 1] -> vectors `(B, code_dim, H / f, W / f)`, before they are quantized.
+    """Images `(B, 3, H, W)` in [-1, 1] -> vectors `(B, code_dim, H / f, W / f)`, before they are quantized.
 
-    With `overlap=False` all kernels are so small that a vector depends on its own f x f pixels only.
+    f is `config.downsample`. With `overlap=False` all kernels are so small that a vector depends on its own
+    f x f pixels only.
     """
     def __init__(self, config: VQVAEConfig):
         super().__init__()

@@ -1,6 +1,6 @@
 """Put the models of a run into the package, under the name of the run's config, as `vqgen/trained/NAME`.
 
-    python tests/make_trained.py runs/avatars-hour
+    python tools/trained.py runs/avatars-hour
 
 The run holds a VQ-VAE and all four priors, as `vqgen train` leaves them; its classifier is trained now if it is not there. Priors and
 classifier are stored in half precision, the VQ-VAE as it is: the priors know it by its fingerprint.
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import torch
-from make_readme import ROOT
 from safetensors.torch import load_file, save_file
 
 from vqgen.training.checkpoints import load_model
@@ -18,6 +17,8 @@ from vqgen.config import load_config
 from vqgen.experiment import load_classifier, load_splits
 from vqgen.priors.build import PRIORS
 from vqgen.vqvae.model import VQVAE
+
+ROOT = Path(__file__).resolve().parent.parent
 
 KEPT = ("config.json", "config.yaml", "tokenizer.json", "tokenizer_config.json")
 
@@ -27,7 +28,8 @@ def halved(weights): return {name: value.half() if value.dtype == torch.float32 
 
 def main(run):
     config = load_config(run / "vqvae" / "config.yaml")
-    load_classifier(run, load_splits(config)[0], load_model(run / "vqvae", VQVAE))
+    vqvae = load_model(run / "vqvae", VQVAE)
+    load_classifier(run, load_splits(config)[0], vqvae, config.classifier.train)
     target = ROOT / "vqgen" / "trained" / config.name
     for name in ("vqvae", *PRIORS, "classifier"):
         folder, weights = target / name, load_file(run / name / "model.safetensors")

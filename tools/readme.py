@@ -1,4 +1,4 @@
-"README.md is nbs/index.ipynb as Markdown: `python tests/make_readme.py` writes it, test_export_sync.py compares it."
+"README.md is nbs/index.ipynb as Markdown: `python tools/readme.py` writes it, tests/test_export_sync.py compares it."
 import os
 import re
 from pathlib import Path
@@ -10,14 +10,14 @@ NOTE = "<!-- Made from nbs/index.ipynb by `make export`: edit that notebook, not
 LINK = re.compile(r'(\]\(|src="|href=")(?![a-z]+:|#|/)([^)"#\s]+)')
 
 
-def _from_root(match):
+def from_root(match):
     "A link that is relative to nbs/, made relative to the root."
     return match[1] + os.path.normpath(os.path.join("nbs", match[2]))
 
 
 def _markdown(cell):
     "One cell as Markdown, empty where the cell is hidden."
-    if cell.cell_type == "markdown": return LINK.sub(_from_root, cell.source)
+    if cell.cell_type == "markdown": return LINK.sub(from_root, cell.source)
     lines = cell.source.splitlines()
     if not lines or any(re.match(r"#\|\s*(hide|export|default_exp)", line) for line in lines): return ""
     code = "\n".join(line for line in lines if not line.startswith("#|"))

@@ -1,0 +1,4 @@
+"`python -m vqgen` is the command `vqgen`."
+from vqgen.cli import main
+
+if __name__ == "__main__": main()
