@@ -9,11 +9,11 @@ from vqgen.priors.blocks import KVCache
 from vqgen.priors.brain import (
     BiHemisphericBrain,
     caption_logits,
-    decided_logits,
     decisions_per_layer,
     entropy_order,
     image_context,
     suffix_mask,
+    teacher_forced,
 )
 from vqgen.priors.build import new_prior
 from vqgen.priors.sampling import halton_order
@@ -56,7 +56,7 @@ def rows(text, *numbers): return text.map(lambda part: part[list(numbers)])
 
 def logits_for(brain, codes, text, hidden=None):
     "Logits (B, N, K), in the order of deciding, of a pass that decides `codes` (B, N); some may be in sight."
-    return decided_logits(brain, codes, text, codes >= 0 if hidden is None else hidden)
+    return teacher_forced(brain, codes, text, codes >= 0 if hidden is None else hidden)[0]
 
 
 def next_word(brain, codes, ids):
@@ -162,8 +162,8 @@ def test_every_code_is_decided_once_and_none_before_words_are_heard(layers, firs
 
 
 def test_one_pass_is_one_pass(wavering, text):
-    """Each layer of the image tower runs once, with every caption, guided or not; from a null canvas those that
-    come before the captions only once for all."""
+    """Each layer of the image tower runs once, with every caption, guided or not; from a null canvas those below
+    the first bridge only once for all."""
     wavering.null_prefix.clear()
     runs = []
     hooks = [block.register_forward_hook(lambda *_, number=number: runs.append(number))
@@ -210,8 +210,28 @@ def test_a_null_row_is_seen_as_alone(brain, text):
         for i in range(4): assert brain.generate(rows(text, i), generators(i), given[[i]])[0].equal(drawn[i])
 
 
+def test_the_rows_of_a_training_pass_are_as_alone(brain, text):
+    "Drawings from a shared null canvas, drawings with codes in sight, and captions: in one batch as one by one."
+    brain, codes = open_gates(brain), grids(4).flatten(1)
+    hidden = torch.ones_like(codes, dtype=torch.bool)
+    hidden[3, :5] = False
+    prompt = rows(text, 3, 2, 1, 0)
+    drawn, read = teacher_forced(brain, codes, prompt, hidden, null_rows=3, captions=rows(text, 0, 1))
+    for i in range(4):
+        torch.testing.assert_close(drawn[[i]], logits_for(brain, codes[[i]], rows(prompt, i), hidden[[i]]))
+    torch.testing.assert_close(read, next_word(brain, codes[:2], text.input_ids[:2]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [DRAW, BOTH])
+def test_a_training_step_looks_at_no_value(tokenizer, text, stage):
+    "On tensors without values shapes are all there is, so none depends on the data."
+    brain = new(tokenizer).train().to("meta")
+    brain.loss(grids(4).to("meta"), text.to("meta"), stage)[0].backward()
+    assert brain.feedback.grad.shape == brain.feedback.shape
+
+
 def test_one_pass_asks_as_it_was_trained(wavering, text):
-    "Asked for what it drew by the likeliest codes, it finds them likeliest: from nothing, or with codes in sight."
+    "Asked for what it drew by the likeliest codes, it finds them likeliest: from nothing, and from a part."
     given = torch.where(wavering.order.argsort() < 5, grids(4, 3).flatten(1), -1)
     for seen in (torch.full_like(given, -1), given):
         options = {"given": seen.view(4, SIDE, SIDE), "temperature": 0.0}
@@ -232,7 +252,7 @@ def test_several_passes_are_single_passes_that_go_on(wavering, text):
 
 
 def test_a_decision_is_heard_by_later_places_only(brain, text):
-    "Change one true code, and the logits of places decided with it or before stay; some later ones move."
+    "Change one true code, and logits of places decided with it or before stay; some later ones move."
     brain, codes = open_gates(brain), grids(4).flatten(1)
     numbers, order = brain.decided, brain.order
     with torch.no_grad():
@@ -246,7 +266,7 @@ def test_a_decision_is_heard_by_later_places_only(brain, text):
 
 
 def test_probabilities_of_one_pass_sum_to_one(tokenizer, text):
-    """What training calls the loss is the negative logarithm of a probability: over all grids of 2 x 2 codes it
+    """What training calls the loss is the negative logarithm of a probability: over all grids of 2 x 2 codes that
     adds up, and drawing follows it."""
     torch.manual_seed(0)
     shape = PriorShape(codebook_size=3, grid_size=2, vocab_size=len(tokenizer), max_length=16)
@@ -258,7 +278,7 @@ def test_probabilities_of_one_pass_sum_to_one(tokenizer, text):
         shares = logits_for(brain, every, captions(81)).log_softmax(-1)                      # (81, 4, 3)
         chance = shares.gather(2, every[:, brain.order, None]).sum((1, 2)).exp()
     assert chance.sum().item() == pytest.approx(1, abs=1e-4)
-    early = brain.order[:brain.decided[-2]]                    # the last layer takes the likeliest: count the rest
+    early = brain.order[:brain.decided[-2]]        # the last layer takes the likeliest: count the others
     drawn = brain.generate(captions(3000), generators(*range(3000)), temperature=1.0).flatten(1)
     expected, seen = torch.zeros(3 ** len(early)), torch.zeros(3 ** len(early))
     base = 3 ** torch.arange(len(early))
@@ -286,14 +306,26 @@ def test_one_pass_keeps_given_codes_and_heeds_them(wavering, text):
 def test_hidden_are_the_places_that_the_sampler_decides_last():
     torch.manual_seed(0)
     order = torch.randperm(16)
-    hidden, counts = suffix_mask(torch.zeros(3000, 16), order, 0.0), set()
+    (hidden, null_rows), counts = suffix_mask(torch.zeros(3000, 16), order, 0.0), set()
     for row in hidden[:, order]:                                   # in the order of deciding
         assert row[16 - row.sum():].all(), "the last of the order, without a gap"
         counts.add(int(row.sum()))
-    assert counts == set(range(1, 17)) and suffix_mask(torch.zeros(5, 1), torch.zeros(1), 0.75).all()
-    assert suffix_mask(torch.zeros(9, 16), order, 1.0).all()
-    null = suffix_mask(torch.zeros(3000, 16), order, 0.5).all(1)
-    assert 0.55 < null.float().mean() < 0.67                       # some by chance
+    assert null_rows == 0 and counts == set(range(1, 17))
+    assert suffix_mask(torch.zeros(5, 1), torch.zeros(1), 0.75)[0].all()
+    hidden, null_rows = suffix_mask(torch.zeros(9, 16), order, 1.0)
+    assert hidden.all() and null_rows == 9
+    hidden, null_rows = suffix_mask(torch.zeros(3000, 16), order, 0.5)
+    assert null_rows == 1500 and hidden[:1500].all()
+    assert 0.55 < hidden.all(1).float().mean() < 0.67              # some more by chance
+
+
+@pytest.mark.parametrize("rows, share", [(1, 0.75), (3, 0.5), (8, 0.3)])
+def test_small_batches_hide_the_same_share_as_a_whole(rows, share):
+    "Where the share of the batch is no whole number, chance has the rest."
+    torch.manual_seed(0)
+    masks = [suffix_mask(torch.zeros(rows, 400), torch.arange(400), share)[0] for _ in range(3000)]
+    by_chance = (1 - share) * 0.045                                # the cosine schedule hides all 400, too
+    assert torch.stack(masks).all(2).float().mean().item() == pytest.approx(share + by_chance, abs=0.02)
 
 
 # --- the order ---
@@ -460,7 +492,7 @@ def test_captions_by_hand(wavering):
 
 
 def test_drawn_captions_come_from_their_own_generators(wavering, memory):
-    "Alone, in a batch, in another order, whether others are finished or not; and another seed says another thing."
+    "Alone, in a batch, in another order, whether others are finished or not; and another seed says more."
     ways = [(wavering, {"temperature": 1.0}), (wavering, {"temperature": 1.5, "top_p": 0.8}),
             (memory, {"temperature": 3.0})]
     for brain, options in ways:
@@ -473,7 +505,7 @@ def test_drawn_captions_come_from_their_own_generators(wavering, memory):
 
 
 def test_the_few_likeliest_words_are_the_likeliest_word(wavering, memory):
-    "A tiny top-p leaves one word, a tiny temperature makes it certain, and what is known by heart is drawn so."
+    "A tiny top-p leaves one word, a tiny temperature is certain, and what is known by heart is drawn so."
     for brain in (wavering, memory):
         for options in ({"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1e-6}):
             drawn = brain.caption(grids(4), generators=generators(0, 1, 2, 3), **options)

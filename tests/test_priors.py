@@ -10,7 +10,7 @@ from tiny import generators, refusal
 from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, TextConfig, TransformerConfig
 from vqgen.cpu import BandedLinear, with_banded_linears
 from vqgen.files import fingerprint
-from vqgen.priors.brain import BiHemisphericBrain, decided_logits
+from vqgen.priors.brain import BiHemisphericBrain, teacher_forced
 from vqgen.priors.build import start_from_codebook
 from vqgen.priors.cftn import CFTN, random_mask
 from vqgen.priors.lstm import LSTMPrior
@@ -59,7 +59,7 @@ def some(text, *rows): return text.rows(list(rows))
 def logits_of(prior, codes, text):
     "Logits (B, N, K) for codes (B, N), whatever the kind of prior."
     if prior.loop.__name__ == "sample_autoregressive": return prior(codes, text)
-    if isinstance(prior, BiHemisphericBrain): return decided_logits(prior, codes, text, codes >= 0)
+    if isinstance(prior, BiHemisphericBrain): return teacher_forced(prior, codes, text, codes >= 0)[0]
     return prior(codes, prior.prefill(text))
 
 

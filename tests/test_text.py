@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQVAEConfig
-from vqgen.priors.brain import BiHemisphericBrain, decided_logits
+from vqgen.priors.brain import BiHemisphericBrain, teacher_forced
 from vqgen.priors.build import new_prior
 from vqgen.priors.codes import CodedCaptions
 from vqgen.priors.curriculum import train_stage
@@ -120,7 +120,7 @@ def new(tokenizer, encoder=None, **changes):
 def logits_of(brain, text, codes=None):
     "Logits (B, N, K) of a pass over a blank canvas that decides `codes` (B, h, w), in the order of deciding."
     codes = (grids(len(text.input_ids)) if codes is None else codes).flatten(1)
-    return decided_logits(brain, codes, text, torch.ones_like(codes, dtype=torch.bool))
+    return teacher_forced(brain, codes, text, torch.ones_like(codes, dtype=torch.bool))[0]
 
 
 def grids(count): return torch.randint(K, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
