@@ -7,7 +7,7 @@ __all__ = ['moved', 'device_of', 'best_device', 'model_device', 'on_model_device
 
 # %% ../nbs/84_placement.ipynb #a6a9a591
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -30,8 +30,10 @@ def moved(value, device):
 def device_of(value):
     "The device of the first tensor in `value`, nested as for `moved`; None where there is none."
     if isinstance(value, torch.Tensor): return value.device
-    parts = value.values() if isinstance(value, Mapping) else value
-    if not isinstance(value, (Mapping, tuple, list)): return None
+    if isinstance(value, Mapping): parts = value.values()
+    elif isinstance(value, (tuple, list)): parts = value
+    elif hasattr(value, "to") and isinstance(value, Iterable): parts = value     # a `Text`
+    else: return None
     return next((found for found in map(device_of, parts) if found is not None), None)
 
 # %% ../nbs/84_placement.ipynb #7abe1322
