@@ -23,7 +23,7 @@ from vqgen.training.optimizers import (
 )
 
 MUON = TrainConfig(optimizer="muon", learning_rate=1e-3, matrix_learning_rate=0.02)
-LOWEST = 0.55   # about what the polynomials make of a hundredth of the largest
+LOWEST = 0.44   # about what the polynomials make of a hundredth of the largest
 SHAPES = [(8, 8), (8, 8), (16, 8), (8, 16), (16, 8), (8, 8), (24, 8)]
 
 
@@ -112,7 +112,7 @@ def test_matrices_of_few_directions_stay_bounded(shape, dtype, atol):
     found = orthogonalise(matrices.to(dtype)).float()
     assert found.isfinite().all() and not found[1].any()
     values = torch.linalg.svdvals(found)
-    assert values.max() < 1.5 and values[0, 0] > 0.5 and values[2, 0] > 0.5
+    assert values.max() < 1.8 and values[0, 0] > 0.4 and values[2, 0] > 0.4
     assert values[0, 1:].max() < atol and values[2, 1:].max() < atol
 
 
