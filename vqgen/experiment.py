@@ -275,7 +275,7 @@ def draw_gallery(pipeline, data, validation, histories, line, seeds=4):
     rows = [(caption, pipeline.images([caption] * seeds), heading)
             for heading, caption in gallery_captions(data, validation)]
     originals = validation.batch(range(12))
-    copies = pipeline.vqvae.reconstruct(originals.to(pipeline.device)).cpu()
+    copies = pipeline.vqvae.reconstruct(originals)
     curves = [("VQ-VAE", histories["vqvae"], ["reconstruction"]),
               ("stage 1: draw and caption", histories["stage1"], ["code_loss", "caption_loss"]),
               ("stage 2: draw", histories["stage2"], ["code_loss"])]
