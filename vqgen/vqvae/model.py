@@ -86,7 +86,7 @@ class VQVAE(nn.Module):
     def vectors(self, images):                                 # (B, 3, H, W) -> (B, D, h, w)
         "What the encoder says of images, before it is quantized."
         images = check_images(images, self.config.downsample)
-        return self.encoder(images.contiguous(memory_format=torch.channels_last))    # as convolutions like it
+        return self.encoder(images.clone(memory_format=torch.channels_last))     # as convolutions like them
 
     def grid_size(self, image_size):
         "Codes along a side of `image_size` pixels; raises `VQGenError` where f does not divide it."
