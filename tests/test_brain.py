@@ -162,8 +162,10 @@ def test_every_code_is_decided_once_and_none_before_words_are_heard(layers, firs
 
 
 def test_one_pass_is_one_pass(wavering, text):
-    """Each layer of the image tower runs once, with every caption, guided or not; from a null canvas those below
-    the first bridge only once for all."""
+    """Each layer of the image tower runs once, with every caption, guided or not.
+
+    From a null canvas those below the first bridge run only once for all.
+    """
     wavering.null_prefix.clear()
     runs = []
     hooks = [block.register_forward_hook(lambda *_, number=number: runs.append(number))
@@ -211,7 +213,7 @@ def test_a_null_row_is_seen_as_alone(brain, text):
 
 
 def test_the_rows_of_a_training_pass_are_as_alone(brain, text):
-    "Drawings from a shared null canvas, drawings with codes in sight, and captions: in one batch as one by one."
+    "Drawings from a shared null canvas, others with codes in sight, and captions: in a batch as one by one."
     brain, codes = open_gates(brain), grids(4).flatten(1)
     hidden = torch.ones_like(codes, dtype=torch.bool)
     hidden[3, :5] = False
@@ -231,7 +233,7 @@ def test_a_training_step_looks_at_no_value(tokenizer, text, stage):
 
 
 def test_one_pass_asks_as_it_was_trained(wavering, text):
-    "Asked for what it drew by the likeliest codes, it finds them likeliest: from nothing, and from a part."
+    "Asked for what it drew by the likeliest codes, it finds them likeliest, from nothing or a part."
     given = torch.where(wavering.order.argsort() < 5, grids(4, 3).flatten(1), -1)
     for seen in (torch.full_like(given, -1), given):
         options = {"given": seen.view(4, SIDE, SIDE), "temperature": 0.0}
@@ -266,8 +268,10 @@ def test_a_decision_is_heard_by_later_places_only(brain, text):
 
 
 def test_probabilities_of_one_pass_sum_to_one(tokenizer, text):
-    """What training calls the loss is the negative logarithm of a probability: over all grids of 2 x 2 codes that
-    adds up, and drawing follows it."""
+    """What training calls the loss is the negative logarithm of a probability, and drawing follows it.
+
+    Over all grids of 2 x 2 codes it adds up.
+    """
     torch.manual_seed(0)
     shape = PriorShape(codebook_size=3, grid_size=2, vocab_size=len(tokenizer), max_length=16)
     brain = BiHemisphericBrain(BrainConfig(width=32, heads=2, layers=3, bridge_ratio=1.0), shape).eval()

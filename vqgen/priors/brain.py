@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['pad_rows', 'CallosalLayer', 'decisions_per_layer', 'conditional_entropies', 'entropy_order', 'BrainTowers', 'prefix',
-           'PrefixCache', 'additive_mask', 'embed_words', 'feed_back', 'decide_pass', 'suffix_mask', 'shared_prefix',
-           'teacher_forced', 'code_loss', 'caption_loss', 'weighted_loss', 'BrainSampling', 'one_pass',
-           'several_passes', 'image_context', 'caption_logits', 'write_captions', 'BiHemisphericBrain']
+           'PrefixCache', 'embed_words', 'feed_back', 'decide_pass', 'suffix_mask', 'shared_prefix', 'teacher_forced',
+           'code_loss', 'caption_loss', 'weighted_loss', 'BrainSampling', 'one_pass', 'several_passes', 'image_context',
+           'caption_logits', 'write_captions', 'BiHemisphericBrain']
 
 # %% ../../nbs/37_priors.brain.ipynb #2f883544
 import math
@@ -21,7 +21,15 @@ from tqdm import tqdm
 from ..config import BrainConfig, PriorShape, StageConfig, parse_section
 from ..errors import VQGenError
 from ..placement import on_model_device
-from .blocks import Attention, KVCache, Tower, causal_mask, initialise, padding_mask
+from vqgen.priors.blocks import (
+    Attention,
+    KVCache,
+    Tower,
+    additive_mask,
+    causal_mask,
+    initialise,
+    padding_mask,
+)
 from vqgen.priors.sampling import (
     GenerationMixin,
     Sampling,
@@ -184,10 +192,6 @@ class PrefixCache:
         return self.patches
 
 # %% ../../nbs/37_priors.brain.ipynb #26000060
-def additive_mask(mask):
-    "A bool `mask` as numbers that are added to the logits of attention: 0 where true, else minus infinity."
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)
-
 def embed_words(towers, text, captions=None):
     """What the text tower begins with: the words of `text` (B rows), and of `captions` (c rows) if there
     are any.
@@ -306,7 +310,7 @@ def weighted_loss(towers, codes, text, stage):
     prompt = drop_captions(text, towers.config.caption_dropout) if towers.training else text
     hidden, null_rows = suffix_mask(codes, towers.order, stage.full_mask_share)
     count = math.ceil(stage.caption_share * len(codes))
-    captions = text.map(lambda part: part[:count]) if stage.caption_weight else None
+    captions = text.rows(slice(count)) if stage.caption_weight else None
     logits, words = teacher_forced(towers, codes, prompt, hidden, null_rows, captions)
     drawing, accuracy = code_loss(logits, codes[:, towers.order], hidden[:, towers.order])
     metrics = {"code_loss": drawing.detach(), "accuracy": accuracy, **towers.gates()}

@@ -16,12 +16,14 @@ from ..training.checkpoints import last_step
 def train_stage(brain, name, stage, data, validation, folder, **options):
     """Train `brain` for one stage of the curriculum, `name`, in the run folder `folder`; returns the history.
 
-    `stage` is a `StageConfig`, `data` and `validation` (or None) are `CodedCaptions`, `options` go to `train`.
+    `stage` is a `StageConfig`, `data` and `validation` (or None) are `CodedCaptions`, `options` those of
+    `train`.
     Raises `VQGenError` where data and brain do not fit.
     """
     def loss(model, batch): return model.loss(**batch, stage=stage)
     rates = {"gate": stage.gate_learning_rate} if stage.gate_learning_rate else None
-    return train_prior(brain, data, validation, stage, folder, loss=loss, stage=name, special_rates=rates, **options)
+    return train_prior(brain, data, validation, stage, folder, loss=loss, stage=name, special_rates=rates,
+                       **options)
 
 # %% ../../nbs/40_priors.curriculum.ipynb #d4d95065
 def stages_to_train(config, folder, only=None, from_scratch=False):
@@ -32,18 +34,18 @@ def stages_to_train(config, folder, only=None, from_scratch=False):
         raise VQGenError(f"{folder} holds a stage 2 that was trained alone: go on with --stage stage2, "
                          "or add --fresh to train both stages")
     if only == "stage2" and first < config.stage1.steps:
-        raise VQGenError(f"stage 2 goes on from stage 1, which is not finished in {folder}: leave out --stage "
-                         "to train both, or add --fresh to train stage 2 alone, from scratch")
+        raise VQGenError(f"stage 2 goes on from stage 1, which is not finished in {folder}: leave out "
+                         "--stage to train both, or add --fresh to train stage 2 alone, from scratch")
     return ["stage1"] if only == "stage1" else ["stage1", "stage2"]
 
 def train_curriculum(brain, config, data, validation, folder, only=None, from_scratch=False, **options):
     """Train `brain` through stage 1 and stage 2; returns a dict of histories, one a stage.
 
-    `config` is a `BrainSection`: its `stage1` and `stage2` say how long and how fast. `data` and `validation` (or
-    None) are `CodedCaptions` with codes (h, w) of the brain's grid; the run folder `folder` keeps a state for each
-    stage, and a call goes on where the last one was stopped. `only` is None, "stage1" or "stage2"; `options` go to
-    `train`. Raises `VQGenError` where data and brain do not fit, and where stage 2 alone is asked for, stage 1 is
-    not finished in `folder`, and it is not meant to begin `from_scratch`.
+    `config` is a `BrainSection`: its `stage1` and `stage2` say how long and how fast. `data` and `validation`
+    (or None) are `CodedCaptions` with codes (h, w) of the brain's grid. The run folder `folder` keeps a state
+    for each stage, and a call goes on where the last one was stopped. `only` is None, "stage1" or "stage2";
+    `options` go to `train`. Raises `VQGenError` where data and brain do not fit, and where stage 2 alone is
+    asked for, stage 1 is not finished in `folder`, and it is not meant to begin `from_scratch`.
     """
     return {name: train_stage(brain, name, getattr(config, name), data, validation, folder, **options)
             for name in stages_to_train(config, folder, only, from_scratch)}
