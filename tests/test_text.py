@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQVAEConfig
-from vqgen.priors.brain import BiHemisphericBrain, teacher_forced
+from vqgen.priors.brain import BiHemisphericBrain, caption_logits, caption_loss, image_context, teacher_forced
 from vqgen.priors.build import new_prior
 from vqgen.priors.codes import CodedCaptions
 from vqgen.priors.curriculum import train_stage
@@ -123,6 +123,11 @@ def logits_of(brain, text, codes=None):
     return teacher_forced(brain, codes, text, torch.ones_like(codes, dtype=torch.bool))[0]
 
 
+def captioning(brain, codes, text):
+    "The loss of writing `text`, given `codes` (B, N)."
+    return caption_loss(caption_logits(brain, text.input_ids, image_context(brain, codes)), text)
+
+
 def grids(count): return torch.randint(K, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
 
 
@@ -206,7 +211,7 @@ def test_padding_never_changes_what_a_prior_reads(name, tmp_path):
     brain, text = new(tokenizer), tokenize(tokenizer, CAPTIONS)
     other = Text(torch.where(text.attention_mask, text.input_ids, 7), text.attention_mask)
     assert logits_of(brain, text).equal(logits_of(brain, other))
-    reading = [brain._reading(grids(4).flatten(1), *part).item() for part in (text, other)]
+    reading = [captioning(brain, grids(4).flatten(1), part).item() for part in (text, other)]
     assert reading[0] == reading[1], "nor what it must foretell"
     for i in range(4):
         alone = logits_of(brain, tokenize(tokenizer, CAPTIONS[i:i + 1]), grids(4)[i:i + 1])[0]
@@ -337,7 +342,8 @@ def test_writing_does_not_read_features(bert):
     tokenizer, encoder, _ = bert
     brain, text = new(tokenizer, encoder), tokenize(tokenizer, CAPTIONS, encoder)
     codes = grids(4).flatten(1)
-    assert brain.read(codes, text).equal(brain.read(codes, Text(text.input_ids, text.attention_mask)))
+    plain = Text(text.input_ids, text.attention_mask)
+    assert captioning(brain, codes, text).equal(captioning(brain, codes, plain))
     assert len(brain.caption(grids(4))) == 4
 
 
