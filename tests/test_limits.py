@@ -17,12 +17,7 @@ def exported_names(tree):
     return {number for node in lists for number in range(node.lineno, node.end_lineno + 1)}
 
 
-PENDING = {"bench_brain", "bench_one_shot", "stand_ins", "test_brain", "brain", "curriculum",
-           "37_priors.brain", "40_priors.curriculum", "41_one_shot"}
-
-
-@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in PENDING],
-                         ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_module(path):
     text = path.read_text("utf-8")
     tree = ast.parse(text)
@@ -35,8 +30,7 @@ def test_module(path):
         if isinstance(node, ast.ClassDef): assert count <= CLASS, f"{node.name} has {count} lines"
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem not in PENDING],
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_cells(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code": continue

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vqgen.config import TrainConfig, VQVAEConfig, parse_config
-from vqgen.cpu import blocked_argmin
 from vqgen.errors import VQGenError
 from vqgen.training.checkpoints import load_model, save_model
 from vqgen.training.loop import train
@@ -74,13 +73,6 @@ def test_any_shape_size_and_type(batch, size, dim, height, width, dtype, gradien
     assert result.loss.isfinite() and z.grad.isfinite().all()
     quantizer.eval()
     assert quantizer(z).quantized.equal(quantizer.decode(quantizer.encode(z)).to(dtype))
-
-
-@settings(max_examples=25, deadline=None)
-@given(rows=st.integers(1, 40), blocks=st.integers(1, 5), values=st.integers(2, 1000))
-def test_argmin_finds_the_smallest(rows, blocks, values):
-    scores = torch.randint(values, (rows, 32 * blocks)).float()      # with ties
-    assert scores.gather(1, blocked_argmin(scores)[:, None])[:, 0].equal(scores.amin(1))
 
 
 def test_kmeans_centres_are_the_means_of_their_rows():

@@ -62,7 +62,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'vqgen.cpu': { 'vqgen.cpu.BandedLinear': ('cpu.html#bandedlinear', 'vqgen/cpu.py'),
                            'vqgen.cpu.BandedLinear.__init__': ('cpu.html#bandedlinear.__init__', 'vqgen/cpu.py'),
                            'vqgen.cpu.BandedLinear.forward': ('cpu.html#bandedlinear.forward', 'vqgen/cpu.py'),
-                           'vqgen.cpu.blocked_argmin': ('cpu.html#blocked_argmin', 'vqgen/cpu.py'),
                            'vqgen.cpu.can_be_banded': ('cpu.html#can_be_banded', 'vqgen/cpu.py'),
                            'vqgen.cpu.with_banded_linears': ('cpu.html#with_banded_linears', 'vqgen/cpu.py')},
             'vqgen.data.avatars': { 'vqgen.data.avatars._hair': ('data.avatars.html#_hair', 'vqgen/data/avatars.py'),

@@ -1,9 +1,10 @@
-"""A picture of 128 px in one pass of CFTN v2 against a stand-in for the design's ancestor: the whole way, from a caption's tokens to pixels.
+"""A picture of 128 px in one pass of CFTN v2, from tokens to pixels, against the design's ancestor.
 
     python tests/benchmarks/bench_brain.py [--json FILE] [--rounds 7] [--batch 1 4 16 64] [--device cpu]
 
-Both have 12 layers a tower and draw 1,024 codes (f = 4). The same picture from 256 codes (f = 8) is what the preset `naruto` draws,
-with a wider brain; here it is timed at the size of the others.
+The ancestor is a stand-in. Both have 12 layers a tower and draw 1,024 codes (f = 4). The same picture from
+256 codes (f = 8) is what the preset `naruto` draws, with a wider brain; here it has the size of
+the others.
 """
 import argparse
 import json
@@ -18,19 +19,28 @@ from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.text import PAD, Text
 from vqgen.vqvae.model import VQVAE
 
-WIDTH, HEADS, LAYERS, K, VOCABULARY, LIMIT, REAL = 256, 4, 12, 4096, 2048, 256, 24   # LIMIT: the longest caption; REAL: the captions here
+WIDTH, HEADS, LAYERS = 256, 4, 12
+K, VOCABULARY = 4096, 2048
+LIMIT, REAL = 256, 24            # tokens: of the longest caption, of the captions here
 IMAGE_SIZE = 128
+OURS = ("one_shot", "one_shot_256")
 
 
 class StandIn(nn.Module):
-    """Two towers in the ancestor's way: explicit softmax attention, all LIMIT words with their padding, both towers through all
-    layers, bridges in the middle third in both directions, and scores for [MASK], too."""
+    """Two towers in the ancestor's way.
+
+    Explicit softmax attention, all LIMIT words with their padding, both towers through all layers, bridges in
+    the middle third in both directions, and logits for [MASK], too.
+    """
     def __init__(self, count):
         super().__init__()
         self.words, self.codes = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(K + 1, WIDTH)
-        self.text_places, self.places = nn.Parameter(torch.randn(LIMIT, WIDTH)), nn.Parameter(torch.randn(count, WIDTH))
-        self.words_blocks, self.codes_blocks = (nn.ModuleList(ExplicitBlock(WIDTH, HEADS) for _ in range(LAYERS)) for _ in range(2))
-        self.bridges = nn.ModuleDict({str(layer): ExplicitBridge(WIDTH, HEADS) for layer in range(LAYERS // 3, LAYERS - LAYERS // 3)})
+        self.text_places = nn.Parameter(torch.randn(LIMIT, WIDTH))
+        self.places = nn.Parameter(torch.randn(count, WIDTH))
+        self.words_blocks = nn.ModuleList(ExplicitBlock(WIDTH, HEADS) for _ in range(LAYERS))
+        self.codes_blocks = nn.ModuleList(ExplicitBlock(WIDTH, HEADS) for _ in range(LAYERS))
+        middle = range(LAYERS // 3, LAYERS - LAYERS // 3)
+        self.bridges = nn.ModuleDict({str(layer): ExplicitBridge(WIDTH, HEADS) for layer in middle})
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, K + 1)
 
     def forward(self, canvas, ids):
@@ -45,41 +55,74 @@ def captions(batch, device):
     "`batch` captions of REAL tokens, padded to LIMIT."
     ids = torch.randint(4, VOCABULARY, (batch, LIMIT), generator=torch.Generator().manual_seed(0))
     real = (torch.arange(LIMIT) < REAL).expand(batch, -1)
-    return Text(torch.where(real, ids, PAD), real).to(device)
+    return Text(torch.where(real, ids, PAD), real, lengths=(REAL,) * batch).to(device)
 
 
-def vqvae_of(downsample): return VQVAE(VQVAEConfig(downsample=downsample, hidden_channels=256, residual_channels=64, residual_layers=4, codebook_size=K))
+def vqvae_of(downsample):
+    sizes = {"hidden_channels": 256, "residual_channels": 64, "residual_layers": 4, "codebook_size": K}
+    return VQVAE(VQVAEConfig(downsample=downsample, **sizes))
 
 
-def parameters(model): return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+def millions(model): return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M"
 
 
 def ours(downsample, device):
     "A function that draws a batch of pictures in one pass, with a codebook for that `downsample`."
-    shape = PriorShape(codebook_size=K, grid_size=IMAGE_SIZE // downsample, vocab_size=VOCABULARY, max_length=LIMIT)
+    grid = IMAGE_SIZE // downsample
+    shape = PriorShape(codebook_size=K, grid_size=grid, vocab_size=VOCABULARY, max_length=LIMIT)
     brain = BiHemisphericBrain(BrainConfig(width=WIDTH, heads=HEADS, layers=LAYERS), shape).eval().to(device)
     vqvae = vqvae_of(downsample).eval().to(device)
-    print(f"ours, {shape.grid_size ** 2:5,} codes: {parameters(brain):.1f} M parameters, decoder {parameters(vqvae.decoder):.1f} M")
+    print(f"ours, {grid ** 2:5,} codes: {millions(brain)} parameters, decoder {millions(vqvae.decoder)}")
 
     @torch.inference_mode()
     def draw(text):
-        pictures = vqvae.decode(brain.generate(text, [torch.Generator().manual_seed(i) for i in range(len(text.input_ids))]))
+        generators = [torch.Generator().manual_seed(i) for i in range(len(text.input_ids))]
+        pictures = vqvae.decode(brain.generate(text, generators))
         assert pictures.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE)
         return pictures
     return draw
 
 
 def standing_in(device):
-    "A function that draws a batch of pictures in the stand-in's way, from an all-[MASK] canvas, with our VQ-VAE."
-    side = IMAGE_SIZE // 4
-    brain, vqvae = StandIn(side ** 2).eval().to(device), vqvae_of(4).eval().to(device)
-    print(f"stand-in, {side ** 2:,} codes: {parameters(brain):.1f} M parameters")
+    "A function that draws a batch of pictures in the stand-in's way, from a null canvas, with our VQ-VAE."
+    grid = IMAGE_SIZE // 4
+    brain, vqvae = StandIn(grid ** 2).eval().to(device), vqvae_of(4).eval().to(device)
+    print(f"stand-in, {grid ** 2:,} codes: {millions(brain)} parameters")
 
     @torch.inference_mode()
     def draw(text):
-        codes = brain(torch.full((len(text.input_ids), side ** 2), K, device=device), text.input_ids).argmax(-1).clamp(max=K - 1)
-        return vqvae.decode(codes.view(-1, side, side))
+        canvas = torch.full((len(text.input_ids), grid ** 2), K, device=device)
+        codes = brain(canvas, text.input_ids).argmax(-1).clamp(max=K - 1)
+        return vqvae.decode(codes.view(-1, grid, grid))
     return draw
+
+
+def drawing(draw, text): return lambda: draw(text)
+
+
+def compare(contenders, options):
+    "Print how long one picture takes, and return the figures."
+    text = captions(1, options.device)
+    work = {name: drawing(draw, text) for name, draw in contenders.items()}
+    times = medians(work, options.rounds, options.device)
+    print("\n| batch 1 | ms | of the stand-in |\n|---|---|---|")
+    for name, value in times.items():
+        print(f"| {name} | {1000 * value:.0f} | {value / times['standin']:.3f} |")
+    ratios = {f"{name}_vs_standin": times[name] / times["standin"] for name in OURS}
+    return {"threads": torch.get_num_threads(), "standin_ms_b1": 1000 * times["standin"], **ratios}
+
+
+def curve(contenders, options):
+    "Print how long batches of pictures take, and return the figures."
+    print(f"\n| batch | {' | '.join(f'{name}, ms | pictures/s' for name in OURS)} |\n|---|---|---|---|---|")
+    figures = {}
+    for batch in options.batch:
+        text, rounds = captions(batch, options.device), max(1, round(options.rounds / batch ** 0.5))
+        times = medians({name: drawing(contenders[name], text) for name in OURS}, rounds, options.device)
+        cells = [f"{1000 * value:.0f} | {batch / value:.1f}" for value in times.values()]
+        print(f"| {batch} | {' | '.join(cells)} |")
+        figures |= {f"{name}_ms_b{batch}": 1000 * value for name, value in times.items()}
+    return figures
 
 
 def main():
@@ -89,24 +132,14 @@ def main():
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64], help="for the curve of ours")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    print(f"{WIDTH} wide, {HEADS} heads, {LAYERS} layers, K = {K}, {REAL} words of at most {LIMIT}, {IMAGE_SIZE} px, float32, {options.device}, "
-          f"{torch.get_num_threads()} threads, median of {options.rounds}")
-    contenders = {"one_shot": ours(4, options.device), "one_shot_256": ours(8, options.device), "standin": standing_in(options.device)}
-    text = captions(1, options.device)
-    times = medians({name: lambda draw=draw: draw(text) for name, draw in contenders.items()}, options.rounds, options.device)
-    print("\n| batch 1 | ms | of the stand-in |\n|---|---|---|")
-    for name, value in times.items(): print(f"| {name} | {1000 * value:.0f} | {value / times['standin']:.3f} |")
-    figures = {"threads": torch.get_num_threads(), "standin_ms_b1": 1000 * times["standin"],
-               **{f"{name}_vs_standin": times[name] / times["standin"] for name in ("one_shot", "one_shot_256")}}
-    print("\n| batch | one_shot, ms | pictures/s | one_shot_256, ms | pictures/s |\n|---|---|---|---|---|")
-    for batch in options.batch:
-        text = captions(batch, options.device)
-        curve = medians({name: lambda name=name: contenders[name](text) for name in ("one_shot", "one_shot_256")},
-                        max(1, round(options.rounds / batch ** 0.5)), options.device)
-        print(f"| {batch} | " + " | ".join(f"{1000 * value:.0f} | {batch / value:.1f}" for value in curve.values()) + " |")
-        figures |= {f"{name}_ms_b{batch}": 1000 * value for name, value in curve.items()}
+    print(f"{WIDTH} wide, {HEADS} heads, {LAYERS} layers, K = {K}, {REAL} words of at most {LIMIT},",
+          f"{IMAGE_SIZE} px, float32, {options.device}, {torch.get_num_threads()} threads,",
+          f"median of {options.rounds}")
+    contenders = {"one_shot": ours(4, options.device), "one_shot_256": ours(8, options.device),
+                  "standin": standing_in(options.device)}
+    figures = {**compare(contenders, options), **curve(contenders, options)}
     print()
-    for name in ("one_shot_vs_standin", "one_shot_256_vs_standin"): print(f"{name}: {figures[name]:.3f}")
+    for name in OURS: print(f"{name}_vs_standin: {figures[f'{name}_vs_standin']:.3f}")
     if options.json:
         with open(options.json, "w") as file: json.dump(figures, file, indent=2)
 

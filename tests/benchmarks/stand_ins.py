@@ -1,4 +1,4 @@
-"The building blocks of the design's ancestor, written anew: explicit softmax attention, and padding is looked at."
+"The building blocks of the design's ancestor, written anew: explicit attention, and padding is looked at."
 import math
 
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Explicit(nn.Module):
-    "Attention that writes its table of weights to memory; keys and values of the context are computed in every call."
+    "Attention that writes its table of weights to memory, and computes keys and values of the context anew."
     def __init__(self, width, heads, causal_length=0):
         super().__init__()
         self.heads = heads
@@ -14,11 +14,14 @@ class Explicit(nn.Module):
         self.register_buffer("mask", torch.ones(causal_length, causal_length).tril())
 
     def forward(self, x, context):
-        split = lambda y: y.view(*y.shape[:2], self.heads, -1).transpose(1, 2)
-        query, key, value = split(self.query(x)), split(self.key(context)), split(self.value(context))
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        if len(self.mask): scores = scores.masked_fill(self.mask[:x.shape[1], :x.shape[1]] == 0, float("-inf"))
-        return self.out((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+        query, key, value = map(self.split_heads, (self.query(x), self.key(context), self.value(context)))
+        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        if len(self.mask):
+            mask = self.mask[:x.shape[1], :x.shape[1]]
+            logits = logits.masked_fill(mask == 0, float("-inf"))
+        return self.out((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
+
+    def split_heads(self, x): return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class ExplicitBlock(nn.Module):
@@ -26,7 +29,8 @@ class ExplicitBlock(nn.Module):
     def __init__(self, width, heads, words=False, causal_length=0):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3 if words else 2))
-        self.itself, self.words = Explicit(width, heads, causal_length), Explicit(width, heads) if words else None
+        self.itself = Explicit(width, heads, causal_length)
+        self.words = Explicit(width, heads) if words else None
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x, words=None):
@@ -46,4 +50,5 @@ class ExplicitBridge(nn.Module):
 
     def forward(self, words, codes):
         w, c = self.words_norm(words), self.codes_norm(codes)
-        return words + self.words_gate.tanh() * self.to_words(w, c), codes + self.codes_gate.tanh() * self.to_codes(c, w)
+        new_words = words + self.words_gate.tanh() * self.to_words(w, c)
+        return new_words, codes + self.codes_gate.tanh() * self.to_codes(c, w)
