@@ -208,7 +208,7 @@ def embed_words(towers, text, captions=None):
     causal = additive_mask(causal_mask(length, ids.device)).expand(len(captions.input_ids), 1, -1, -1)
     return words, torch.cat([audible.expand(-1, -1, length, -1), causal]), audible
 
-# %% ../../nbs/37_priors.brain.ipynb #26000063
+# %% ../../nbs/37_priors.brain.ipynb #26000071
 def feed_back(towers, patches, layer, decide, drawn=None):
     """`patches` (B, N, C) after `layer` has decided its places, so that the layers above know.
 
