@@ -33,6 +33,7 @@ from vqgen.priors.blocks import (
 from vqgen.priors.sampling import (
     GenerationMixin,
     Sampling,
+    all_open,
     apply_guidance,
     guidance_at,
     halton_order,
@@ -330,10 +331,15 @@ class BrainSampling(Sampling):
 def one_pass(brain, text, generators, given, options):
     """A list of the codes (B, N), -1 where undecided, after each round of one pass.
 
-    `given` (B, N) is -1 where a code is open, `generators` holds one `torch.Generator` a picture, and
+    `given` (B, N) is -1 where a code is open, or None; `generators` is a list of B `torch.Generator`s, and
     `options` is a `BrainSampling`.
     """
-    codes, rounds, guided = given.clone(), [], options.guidance_scale != 1
+    rounds, guided = [], options.guidance_scale != 1
+    if given is None:
+        given = all_open(brain, text)
+        patches = brain.null_prefix(brain).expand((1 + guided) * len(given), -1, -1)
+    else: patches = prefix(brain, given.masked_fill(given < 0, brain.mask_id).repeat(1 + guided, 1))
+    codes = given.clone()
     def decide(patches, places):
         logits, known = brain.code_logits(patches), given[:, places]                            # (B, n, K)
         if guided:
@@ -346,19 +352,17 @@ def one_pass(brain, text, generators, given, options):
         codes[:, places] = torch.where(known < 0, choice, known)
         rounds.append(codes.clone())
         return codes[:, places].repeat(1 + guided, 1)
-    if (given < 0).all(): patches = brain.null_prefix(brain).expand((1 + guided) * len(given), -1, -1)
-    else: patches = prefix(brain, given.masked_fill(given < 0, brain.mask_id).repeat(1 + guided, 1))
     decide_pass(brain, patches, trim(with_unconditional(text) if guided else text), decide)
     return rounds
 
 def several_passes(brain, text, generators, given, options):
     "Yields the codes (B, N), -1 where undecided, after each of several passes; arguments as for `one_pass`."
-    count, rank = given.shape[1], brain.order.argsort()
+    count, rank = len(brain.order), brain.order.argsort()
     for step in range(1, options.steps + 1):
         progress = torch.tensor(step / options.steps, dtype=torch.float64)
         left = int(count * mask_ratio(progress) + 1e-6)
         drawn = one_pass(brain, text, generators, given, options)[-1]
-        given = torch.where(rank < count - left, drawn, given)
+        given = torch.where(rank < count - left, drawn, -1 if given is None else given)
         yield given
 
 # %% ../../nbs/37_priors.brain.ipynb #26000001

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['gumbel', 'filter_logits', 'sample', 'with_unconditional', 'trim', 'apply_guidance', 'guided_logits', 'guidance_at',
-           'Sampling', 'MaskedSampling', 'check_generation', 'sample_autoregressive', 'mask_ratio', 'radical_inverse',
-           'halton_order', 'confidence', 'sample_masked', 'GenerationMixin']
+           'Sampling', 'MaskedSampling', 'all_open', 'check_generation', 'sample_autoregressive', 'mask_ratio',
+           'radical_inverse', 'halton_order', 'confidence', 'sample_masked', 'GenerationMixin']
 
 # %% ../../nbs/33_priors.sampling.ipynb #66d5645e
 import math
@@ -123,8 +123,12 @@ class MaskedSampling(Sampling):
         return self.model_copy(update={"steps": max(1, min(self.steps, count))})
 
 # %% ../../nbs/33_priors.sampling.ipynb #cc2d55cf
+def all_open(prior, text):
+    "Codes (B, N), for the B captions of `text`, of which none is decided: -1."
+    return text.input_ids.new_full((len(text.input_ids), prior.shape.grid_size ** 2), -1)
+
 def check_generation(prior, text, generators, given, options):
-    """The codes that are `given` (B, h, w), or none, as (B, N), -1 where open.
+    """The codes that are `given` (B, h, w) as (B, N), -1 where open; None where none are.
 
     Raises `VQGenError` where what is asked of `prior` makes no sense.
     """
@@ -135,7 +139,7 @@ def check_generation(prior, text, generators, given, options):
     if options.guidance_scale != 1 and not prior.config.caption_dropout:
         raise VQGenError("this model was trained without caption dropout, so it cannot be guided: "
                          "use guidance_scale 1")
-    if given is None: return torch.full((batch, grid ** 2), -1, device=text.input_ids.device)
+    if given is None: return None
     if given.shape != (batch, grid, grid) or given.is_floating_point():
         raise VQGenError(f"given codes must be whole numbers of shape {(batch, grid, grid)}, "
                          f"not {given.dtype} {tuple(given.shape)}")
@@ -147,11 +151,12 @@ def check_generation(prior, text, generators, given, options):
 # %% ../../nbs/33_priors.sampling.ipynb #f94d24b4
 @torch.no_grad()
 def sample_autoregressive(prior, text, generators, given, options):
-    """Draw code after code with an autoregressive `prior` where `given` (B, N) is -1.
+    """Draw code after code with an autoregressive `prior` where `given` (B, N) is -1, or everywhere (None).
 
     Row i is drawn with `generators[i]`, as `options`, a `Sampling`, say. Yields all codes (B, N) after each
     step, -1 where undecided.
     """
+    if given is None: given = all_open(prior, text)
     count, guided = given.shape[1], options.guidance_scale != 1
     with torch.inference_mode(): state = prior.prefill(trim(with_unconditional(text) if guided else text))
     progress = torch.arange(1, count + 1) / count
@@ -196,11 +201,12 @@ def confidence(logits, codes):
 
 @torch.no_grad()
 def sample_masked(prior, text, generators, given, options):
-    """Draw many codes at a time with a masked `prior` where `given` (B, N) is -1.
+    """Draw many codes at a time with a masked `prior` where `given` (B, N) is -1, or everywhere (None).
 
     Row i is drawn with `generators[i]`, as `options`, a `MaskedSampling`, say. Yields all codes (B, N) after
     each step, -1 where undecided.
     """
+    if given is None: given = all_open(prior, text)
     guided, count = options.guidance_scale != 1, given.shape[1]
     with torch.inference_mode(): state = prior.prefill(trim(with_unconditional(text) if guided else text))
     codes = given                                                                                  # (B, N)
