@@ -112,7 +112,8 @@ def fit(prior, codes, text, steps=160, rate=4e-3, **options):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     prior.train()
     for _ in range(steps):
-        loss, metrics = prior.loss(codes, text, **options)
+        order = torch.randperm(len(codes))          # as a training shuffles its data
+        loss, metrics = prior.loss(codes[order], text.rows(order.tolist()), **options)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
