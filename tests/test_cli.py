@@ -129,7 +129,7 @@ def test_demo_ends_with_a_gallery_and_figures(run, config):
     weights = [run / model / "model.safetensors" for model in ("vqvae", "cftn-v2")]
     models = {path: path.stat().st_mtime_ns for path in weights}
     demo = ["demo", "--config", config, "--run", run, "--classifier.train.steps", 150]
-    code, out, err = interrupt(signal.SIGINT, r"classifier:.* [1-9]\d*/\d+ ", *demo)
+    code, out, err = interrupt(signal.SIGINT, r"classifier \(.*: .* [1-9]\d*/\d+ ", *demo)
     assert code == 1 and "Traceback" not in err
     last = err.replace("\r", "\n").strip().splitlines()[-1]
     assert re.match(r"error: stopped at step \d+ of \d+; the same command goes on", last), err
