@@ -228,9 +228,11 @@ def evaluate(run: RunOption = RUN, prior: PriorOption = None, count: HeldOutOpti
 # %% ../nbs/87_cli.ipynb #13775a76
 def main():
     "The entry point: errors a user can mend end as one sentence, not as a stack trace."
-    try: sys.exit(app(standalone_mode=False) if sys.argv[1:] else app())   # without arguments: the help
+    try:
+        code = app(standalone_mode=False) if sys.argv[1:] else app()   # without arguments: the help
+        if code != 130: sys.exit(code)                                 # which is what Ctrl-C leaves
+        message = "interrupted; what was saved stays, and the same command goes on from there"
     except VQGenError as error: message = error
     except typer.BadParameter.__base__ as error: message = error.format_message()   # every fault of usage
-    except typer.Abort: message = "interrupted; what was saved stays, and the same command goes on from there"
     print("error:", " ".join(str(message).split()), file=sys.stderr)
     sys.exit(1)

@@ -255,6 +255,7 @@ def _describe(error, model):
     if error["type"] == "extra_forbidden":
         nearest = _nearest_key(path, model)
         return f"unknown key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
+    if error["type"] == "missing": return f"{key!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key} = {error['input']!r}: {message}" if key and error["type"] != "value_error" else message
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..config import parse_section
 from ..errors import VQGenError
 from ..files import differences, explain_faults, lock_folder, temporary_name, write_atomically
 
@@ -62,12 +63,13 @@ def load_model(folder, cls):
     if description.get("model") != cls.__name__:
         raise VQGenError(f"{folder} holds a {description.get('model')}, not a {cls.__name__}")
     try:
-        model = cls(**{name: hint(**description[name]) for name, hint in _constructor(cls).items()})
+        hints = _constructor(cls)
+        model = cls(**{name: parse_section(hint, description[name], name) for name, hint in hints.items()})
         model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, VQGenError) as fault:
         detail = " ".join(str(fault).split())[:200]
-        raise VQGenError(f"the model in {folder} cannot be read ({detail}); "
-                         "train it again with --fresh, or restore the folder") from None
+        raise VQGenError(f"the model in {folder} cannot be read ({detail}): it is damaged, or of another "
+                         "version of vqgen; train it again with --fresh, or restore the folder") from None
     return model.eval()
 
 # %% ../../nbs/73_training.checkpoints.ipynb #7b4a232d
