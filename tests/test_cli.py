@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from tiny import CONFIG, error_line, interrupt, scraps, vqgen, write_config
+from tiny import CONFIG, contents, error_line, interrupt, scraps, vqgen, write_config
 
 from vqgen.config import dump_config, load_config, parse_config, preset_names
 from vqgen.experiment import train_vqvae
@@ -122,6 +122,15 @@ def test_prior_of_another_vqvae_is_refused(copy):
     after = fingerprint(train_vqvae(CONFIG.model_copy(update={"seed": 1}), copy, fresh=True)[0])
     said = error_line(vqgen("generate", "a face", "--run", copy))
     assert before in said and after in said and before != after and "--fresh" in said
+
+
+def test_fresh_loses_nothing_where_the_training_cannot_begin(copy, config):
+    "A precision that this machine lacks, a batch of nothing: what was trained is still there."
+    before = contents(copy / "vqvae")
+    for wrong in (["--vqvae.train.precision", "fp16"], ["--vqvae.train.batch_size", "0"]):
+        assert wrong[0][2:].split(".")[-1] in error_line(
+            vqgen("train", "vqvae", "--config", config, "--run", copy, "--fresh", *wrong))
+        assert contents(copy / "vqvae") == before
 
 
 def test_demo_ends_with_a_gallery_and_figures(run, config):

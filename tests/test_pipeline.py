@@ -38,6 +38,9 @@ def test_stream_ends_with_the_codes(name):
 
 
 @pytest.mark.parametrize("call, part", [
+    (lambda pipe: pipe(CAPTIONS[0], seed=-1), "seed"), (lambda pipe: pipe(CAPTIONS[0], seed=2**63), "seed"),
+    (lambda pipe: pipe.caption(pipe(CAPTIONS[0])), "tensor"),
+    (lambda pipe: Pipeline(pipe.vqvae, pipe.prior, pipe.tokenizer, device="nowhere"), "nowhere"),
     (lambda pipe: pipe(["a face"]), "one caption"), (lambda pipe: pipe(3), "one caption"),
     (lambda pipe: pipe("a face", num_images=0), "num_images"),
     (lambda pipe: pipe("a face", steps=0), "steps"),

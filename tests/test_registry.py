@@ -109,8 +109,8 @@ def test_it_is_forgotten(fifth, tmp_path):
     register_prior(fifth, PriorKind(FifthPrior, FifthSection))   # for the fixture
 
 
-@pytest.mark.parametrize("name", ["vqvae", "text", "classifier", "seed"])
-def test_a_name_that_is_taken_is_refused(name):
+@pytest.mark.parametrize("name", ["vqvae", "text", "classifier", "seed", "lstm", "cftn_v2", "copy", "a b/c", "Fifth"])
+def test_a_name_that_is_taken_or_is_none_is_refused(name):
     assert repr(name) in refusal(register_prior, name, PriorKind(FifthPrior, FifthSection))
     assert list(PRIORS) == list(PRIOR_SECTIONS) == BUILT_IN
 
