@@ -109,7 +109,10 @@ def test_it_is_forgotten(fifth, tmp_path):
     register_prior(fifth, PriorKind(FifthPrior, FifthSection))   # for the fixture
 
 
-@pytest.mark.parametrize("name", ["vqvae", "text", "classifier", "seed", "lstm", "cftn_v2", "copy", "a b/c", "Fifth"])
+TAKEN = ["vqvae", "text", "classifier", "seed", "lstm", "cftn_v2", "copy", "a b/c", "Fifth"]
+
+
+@pytest.mark.parametrize("name", TAKEN)
 def test_a_name_that_is_taken_or_is_none_is_refused(name):
     assert repr(name) in refusal(register_prior, name, PriorKind(FifthPrior, FifthSection))
     assert list(PRIORS) == list(PRIOR_SECTIONS) == BUILT_IN
