@@ -53,9 +53,9 @@ class CallosalLayer(nn.Module):
     """A gated bridge: patches hear the words (`image_...`), and words read the patches (`text_...`).
 
     `words` (B, T, C) and `patches` (B, N, C) are hidden states of the two towers, `mask` (B, 1, 1, T) says
-    which words may be heard. The first `drawn` rows (all, by default) are being drawn: patches of the
-    others hear nothing. After the `last` bridge only the words of these others are left. A gate is a tanh,
-    as in Flamingo (arXiv 2204.14198), but starts half open.
+    which words may be heard. The first `drawn` rows (all, by default) are being drawn: each side hears the
+    other. In the rows after them patches hear nothing, and after the `last` bridge only the words of these
+    are left. A gate is a tanh, as in Flamingo (arXiv 2204.14198), but starts half open.
     """
     def __init__(self, width, heads):
         super().__init__()
@@ -94,7 +94,10 @@ def decisions_per_layer(layers, first, count):
 
 # %% ../../nbs/37_priors.brain.ipynb #26000021
 def conditional_entropies(codes, known):
-    "The entropies (N,), in nats, of the columns of `codes` (M, N) given numbers `known` (M,), by counting."
+    """The entropies (N,), in nats, of the columns of `codes` (M, N) given numbers `known` (M,), by counting.
+
+    H(X | Y) = H(X, Y) - H(Y). Too low where M is small beside the number of pairs that could occur.
+    """
     def entropy(values):
         shares = np.unique(values, return_counts=True)[1] / len(values)
         return -(shares * np.log(shares)).sum()
@@ -106,7 +109,8 @@ def conditional_entropies(codes, known):
 def entropy_order(codes, samples=8000, pairs=24):
     """The places (N,) of `codes` (M, h, w), a NumPy array, so that next is always what is then least known.
 
-    It counts on no more than `samples` grids, and in pairs among the first `pairs` places.
+    It counts on no more than `samples` grids, which should be thousands, and in pairs among the first
+    `pairs` places.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(len(codes))[:samples])
     codes = np.asarray(codes[chosen]).reshape(len(chosen), -1).astype(np.int64)
