@@ -234,7 +234,7 @@ def test_a_training_step_looks_at_no_value(tokenizer, text, stage):
 
 def test_one_pass_asks_as_it_was_trained(wavering, text):
     "Asked for what it drew by the likeliest codes, it finds them likeliest, from nothing or a part."
-    given = torch.where(wavering.order.argsort() < 5, grids(4, 3).flatten(1), -1)
+    given = torch.where(wavering.rank < 5, grids(4, 3).flatten(1), -1)
     for seen in (torch.full_like(given, -1), given):
         options = {"given": seen.view(4, SIDE, SIDE), "temperature": 0.0}
         codes = wavering.generate(text, generators(0, 1, 2, 3), **options).flatten(1)
@@ -246,7 +246,7 @@ def test_one_pass_asks_as_it_was_trained(wavering, text):
 def test_several_passes_are_single_passes_that_go_on(wavering, text):
     "Each begins with what the passes before have kept: by hand."
     by_hand = torch.full((4, SIDE, SIDE), -1)
-    passes, kept = generators(0, 1, 2, 3), wavering.order.argsort().view(SIDE, SIDE)
+    passes, kept = generators(0, 1, 2, 3), wavering.rank.view(SIDE, SIDE)
     for count in (2, 5, 10, 16):     # of 16 codes, by the cosine
         whole = wavering.generate(text, passes, given=by_hand)
         by_hand = torch.where((by_hand >= 0) | (kept < count), whole, by_hand)

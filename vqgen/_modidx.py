@@ -375,6 +375,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.BrainTowers.places': ( 'priors.brain.html#braintowers.places',
                                                                                'vqgen/priors/brain.py'),
+                                    'vqgen.priors.brain.BrainTowers.rank': ('priors.brain.html#braintowers.rank', 'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.CallosalLayer': ('priors.brain.html#callosallayer', 'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.CallosalLayer.__init__': ( 'priors.brain.html#callosallayer.__init__',
                                                                                    'vqgen/priors/brain.py'),

@@ -53,9 +53,9 @@ class CallosalLayer(nn.Module):
     """A gated bridge: patches hear the words (`image_...`), and words read the patches (`text_...`).
 
     `words` (B, T, C) and `patches` (B, N, C) are hidden states of the two towers, `mask` (B, 1, 1, T) says
-    which words may be heard. The first `drawn` rows (all, by default) are being drawn: patches of the
-    others hear nothing. After the `last` bridge only the words of these others are left. A gate is a tanh,
-    as in Flamingo (arXiv 2204.14198), but starts half open.
+    which words may be heard. The first `drawn` rows (all, by default) are being drawn: each side hears the
+    other. In the rows after them patches hear nothing, and after the `last` bridge only the words of these
+    are left. A gate is a tanh, as in Flamingo (arXiv 2204.14198), but starts half open.
     """
     def __init__(self, width, heads):
         super().__init__()
@@ -82,10 +82,11 @@ class CallosalLayer(nn.Module):
 
 # %% ../../nbs/37_priors.brain.ipynb #26000012
 def decisions_per_layer(layers, first, count):
-    """How many of `count` codes are decided before each of `layers` and after the last, as a list.
+    """How many of `count` codes are decided when each of `layers` begins, and after the last, as a list.
 
-    None up to the layer `first`, then each time more, at least one; about half of them are left to the last
-    layer, where there are not too many layers for that.
+    Entry L is what is decided when layer L begins; layer L decides entry L + 1 minus entry L. Layers before
+    `first` decide none; of the n layers from there to the last but one the i-th brings the sum to
+    max(i, round(count / 2 * (i / n)**2)); the last decides the rest.
     """
     deciding = layers - 1 - first
     shares = [(i / deciding) ** 2 for i in range(1, deciding + 1)]
@@ -94,7 +95,10 @@ def decisions_per_layer(layers, first, count):
 
 # %% ../../nbs/37_priors.brain.ipynb #26000021
 def conditional_entropies(codes, known):
-    "The entropies (N,), in nats, of the columns of `codes` (M, N) given numbers `known` (M,), by counting."
+    """The entropies (N,), in nats, of the columns of `codes` (M, N) given numbers `known` (M,), by counting.
+
+    H(X | Y) = H(X, Y) - H(Y). Too low where M is small beside the number of pairs that could occur.
+    """
     def entropy(values):
         shares = np.unique(values, return_counts=True)[1] / len(values)
         return -(shares * np.log(shares)).sum()
@@ -106,7 +110,8 @@ def conditional_entropies(codes, known):
 def entropy_order(codes, samples=8000, pairs=24):
     """The places (N,) of `codes` (M, h, w), a NumPy array, so that next is always what is then least known.
 
-    It counts on no more than `samples` grids, and in pairs among the first `pairs` places.
+    It counts on no more than `samples` grids, which should be thousands, and in pairs among the first
+    `pairs` places.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(len(codes))[:samples])
     codes = np.asarray(codes[chosen]).reshape(len(chosen), -1).astype(np.int64)
@@ -136,7 +141,8 @@ class BrainTowers(nn.Module):
         self.mask_id = shape.codebook_size                          # one more than there are codes: [MASK]
         width, layers, places = config.width, config.layers, shape.grid_size ** 2
         sizes = (width, config.heads, layers, config.mlp_ratio, config.dropout)
-        text = {"shift": 2, "feature_dim": shape.feature_dim}
+        text = {"shift": 2,                         # each word also hears the two before it
+                "feature_dim": shape.feature_dim}   # of a frozen text encoder; 0: there is none
         self.text_tower = Tower(shape.vocab_size, shape.max_length, *sizes, **text)
         self.image_tower = Tower(shape.codebook_size + 1, places, *sizes)
         count = max(1, round(layers * config.bridge_ratio))
@@ -151,10 +157,16 @@ class BrainTowers(nn.Module):
         self.decided = decisions_per_layer(layers, self.first_bridge, places)
         self.top = self.decided.index(places) - 1
         self.rounds = len(set(self.decided)) - 1
-        self.register_buffer("order", halton_order(shape.grid_size).argsort())
+        ranks = halton_order(shape.grid_size)       # when each place has its turn; sorted: which place does
+        self.register_buffer("order", ranks.argsort())
 
     @property
     def code_embedding(self): return self.image_tower.embedding
+
+    @property
+    def rank(self):
+        "When each place (N,) has its turn: its number in `order`, from 0."
+        return self.order.argsort()
 
     def code_logits(self, patches):
         "Logits (B, n, K) for the codes of `patches` (B, n, C); all layers share one norm and one head."
@@ -188,6 +200,8 @@ class PrefixCache:
         if towers.training or torch.is_grad_enabled(): return prefix(towers, canvas)
         blocks = [towers.image_tower.blocks[layer] for layer in range(towers.first_bridge + 1)]
         weights = [weight for part in (towers.image_tower.embedding, *blocks) for weight in part.parameters()]
+        # Where each weight lies, and its version, which grows when an optimizer or a load writes to it. Not
+        # seen is one thing only: a write through `weight.data` that leaves it where it is.
         stamp = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
         if self.stamp != stamp: self.stamp, self.patches = stamp, prefix(towers, canvas)
         return self.patches
@@ -213,7 +227,7 @@ def embed_words(towers, text, captions=None):
 def feed_back(towers, patches, layer, decide, drawn=None):
     """`patches` (B, N, C) after `layer` has decided its places, so that the layers above know.
 
-    Nothing is decided below the first `drawn` rows (all, by default).
+    Nothing is decided in the rows after the first `drawn` (by default all are drawn).
     """
     places = towers.places(layer)
     if not len(places): return patches
@@ -258,20 +272,21 @@ def suffix_mask(codes, order, full_mask_share):
     whole.
 
     Of the other rows the last places of `order` (N,) are hidden, at least one; how many says MaskGIT's
-    cosine schedule. Where `full_mask_share` of B is no whole number, chance hides one of these rows or
-    another as a whole.
+    cosine schedule. Where `full_mask_share` of B is no whole number, each remaining row independently has a
+    small chance to be hidden as a whole, too, so that on average the share is right.
     """
     rows, places = codes.shape
     null_rows = int(full_mask_share * rows)
-    rest = (full_mask_share * rows - null_rows) / max(1, rows - null_rows)
+    extra_chance = (full_mask_share * rows - null_rows) / max(1, rows - null_rows)
     progress, chance = torch.rand(2, rows, 1, device=codes.device)
-    full = (torch.arange(rows, device=codes.device)[:, None] < null_rows) | (chance < rest)
+    full = (torch.arange(rows, device=codes.device)[:, None] < null_rows) | (chance < extra_chance)
     count = (mask_ratio(progress) * places).ceil().clamp(min=1).masked_fill(full, places)    # (B, 1)
     return order.argsort() >= places - count, null_rows
 
 # %% ../../nbs/37_priors.brain.ipynb #58ff797a
 def shared_prefix(towers, canvas, null_rows):
     "The `prefix` (B, N, C) of `canvas` (B, N): of the first `null_rows`, null canvases, one climbs for all."
+    # All null canvases but one are dropped, the rest runs, and what that one has become is repeated.
     copies = max(null_rows, 1) - 1
     patches = prefix(towers, canvas[copies:])
     return torch.cat([patches[:1].expand(copies, -1, -1), patches])
@@ -287,8 +302,8 @@ def teacher_forced(towers, codes, text, hidden, null_rows=0, captions=None):
     def decide(patches, places):
         found.append(patches)
         return codes[:, places]
-    words = decide_pass(towers, shared_prefix(towers, canvas, null_rows), text, decide, captions)
-    return towers.code_logits(torch.cat(found, 1)).float(), words
+    word_logits = decide_pass(towers, shared_prefix(towers, canvas, null_rows), text, decide, captions)
+    return towers.code_logits(torch.cat(found, 1)).float(), word_logits
 
 # %% ../../nbs/37_priors.brain.ipynb #26000064
 def code_loss(logits, codes, hidden):
@@ -312,12 +327,13 @@ def weighted_loss(towers, codes, text, stage):
     prompt = drop_captions(text, towers.config.caption_dropout) if towers.training else text
     hidden, null_rows = suffix_mask(codes, towers.order, stage.full_mask_share)
     count = math.ceil(stage.caption_share * len(codes))
+    # Not of the `prompt`: captions are dropped for the sake of guidance, which only drawing knows.
     captions = text.rows(slice(count)) if stage.caption_weight else None
-    logits, words = teacher_forced(towers, codes, prompt, hidden, null_rows, captions)
+    logits, word_logits = teacher_forced(towers, codes, prompt, hidden, null_rows, captions)
     drawing, accuracy = code_loss(logits, codes[:, towers.order], hidden[:, towers.order])
     metrics = {"code_loss": drawing.detach(), "accuracy": accuracy, **towers.gates()}
     if captions is None: return stage.generation_weight * drawing, metrics
-    captioning = caption_loss(words, captions)
+    captioning = caption_loss(word_logits, captions)
     loss = stage.generation_weight * drawing + stage.caption_weight * captioning
     return loss, {**metrics, "caption_loss": captioning.detach()}
 
@@ -351,18 +367,18 @@ def one_pass(brain, text, generators, given, options):
         choice = sample(logits.float(), generators, temperature, options.top_k, options.top_p)  # (B, n)
         codes[:, places] = torch.where(known < 0, choice, known)
         rounds.append(codes.clone())
-        return codes[:, places].repeat(1 + guided, 1)
+        return codes[:, places].repeat(1 + guided, 1)           # both copies are told the same
     decide_pass(brain, patches, trim(with_unconditional(text) if guided else text), decide)
     return rounds
 
 def several_passes(brain, text, generators, given, options):
     "Yields the codes (B, N), -1 where undecided, after each of several passes; arguments as for `one_pass`."
-    count, rank = len(brain.order), brain.order.argsort()
+    count, rank = len(brain.order), brain.rank
     for step in range(1, options.steps + 1):
         progress = torch.tensor(step / options.steps, dtype=torch.float64)
         left = int(count * mask_ratio(progress) + 1e-6)
-        drawn = one_pass(brain, text, generators, given, options)[-1]
-        given = torch.where(rank < count - left, drawn, -1 if given is None else given)
+        codes = one_pass(brain, text, generators, given, options)[-1]
+        given = torch.where(rank < count - left, codes, -1 if given is None else given)
         yield given
 
 # %% ../../nbs/37_priors.brain.ipynb #26000001
@@ -380,7 +396,9 @@ def caption_logits(towers, ids, context, caches=None):
     With `caches`, a `KVCache` a layer that holds the words before, only the last word is computed: (B, 1,
     V). Each word sees those before it only, so padding at the end needs no mask.
     """
-    words = towers.text_tower.embedding(ids)        # by ids alone: the feature of a word has seen later words
+    # All ids are embedded, by ids alone (the feature of a word has seen later words), and only then all but
+    # the last left out: the embedding of a word hears the two before it.
+    words = towers.text_tower.embedding(ids)
     if caches: words = words[:, -1:]
     mask = None if caches else causal_mask(ids.shape[1], ids.device)
     for layer, block in enumerate(towers.text_tower.blocks):
@@ -394,7 +412,7 @@ def caption_logits(towers, ids, context, caches=None):
 @torch.inference_mode()
 def write_captions(towers, codes, temperature=0.0, top_p=1.0, generators=None):
     "The caption of each of `codes` (B, N), a list of token ids; arguments as for `caption` of the brain."
-    parse_section(Sampling, {"temperature": temperature, "top_p": top_p}, "caption")
+    parse_section(Sampling, {"temperature": temperature, "top_p": top_p}, "caption")   # raises if wrong
     if temperature and len(generators or []) != len(codes):
         raise VQGenError(f"to draw the words of {len(codes)} captions takes as many generators, "
                          f"not {len(generators or [])}")
