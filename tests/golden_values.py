@@ -36,7 +36,8 @@ def machine():
 
 def loss_curve(case):
     "The loss at each of 30 steps of a small training, in float32."
-    name, optimizer, losses = case.split(",")[0], CURVES[case], []
+    name, optimizer = case.split(",")[0], CURVES[case]
+    losses = []
     torch.manual_seed(0)
     if name == "vqvae": model, data = VQVAE(CONFIG.vqvae.model), splits()[0]
     else:

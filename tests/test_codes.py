@@ -213,7 +213,9 @@ def test_processes_do_not_spoil_each_other(tmp_path):
 
 class Noted:
     "A data set that notes from where it is read, and runs `act` before the batch that begins at `at`."
-    def __init__(self, data, at=None, act=None): self.data, self.at, self.act, self.read = data, at, act, []
+    def __init__(self, data, at=None, act=None):
+        self.data, self.read = data, []
+        self.at, self.act = at, act
 
     def __len__(self): return len(self.data)
 

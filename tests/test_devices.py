@@ -4,6 +4,7 @@ Without a GPU, PyTorch's fake tensors stand in for one: they have a device and a
 real ones where two devices meet. With one, `pytest -m cuda` does the same in earnest.
 """
 import dataclasses
+from itertools import chain
 
 import pytest
 import torch
@@ -65,8 +66,9 @@ READS = {("classifier", "read"), ("cftn-v2", "caption")}   # their results are w
 def tensors(value):
     "All tensors in a nested result."
     if isinstance(value, torch.Tensor): return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [tensor for part in parts for tensor in tensors(part)]
+    if isinstance(value, dict): value = list(value.values())
+    if not isinstance(value, (list, tuple)): return []
+    return list(chain.from_iterable(map(tensors, value)))
 
 
 def to_fake_gpu(model):

@@ -5,6 +5,7 @@ import sys
 import sysconfig
 from importlib.resources import files
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,10 @@ from vqgen.evaluation.distances import (
     distance_table,
     feature_spaces,
     frechet_distance,
+    image_sets,
     kernel_distance,
     nearest_training,
     pairwise_distance,
-    picture_sets,
     pixels,
     repeated_drawings,
     set_distances,
@@ -95,7 +96,7 @@ def test_kernel_distance_by_hand():
     "Two rows in each set, every pair written out."
     x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [-1.0, 0.0]])
     def k(a, b): return (float(a @ b) / 2 + 1) ** 3
-    expected = k(x[0], x[1]) + k(y[0], y[1]) - 2 * sum(k(a, b) for a in x for b in y) / 4
+    expected = k(x[0], x[1]) + k(y[0], y[1]) - 2 * sum(k(a, b) for a, b in product(x, y)) / 4
     assert kernel_distance(x, y) == pytest.approx(expected)
 
 
@@ -141,7 +142,7 @@ class Copyist:
 def test_run_that_hands_out_training_pictures_is_found_out():
     data, validation = pictures(60), pictures(12, seed=1)
     pipeline, spaces = Copyist(data), {"features": lambda images: images.mean((2, 3)), "pixels": pixels}
-    sets = picture_sets(pipeline, data, validation, count=200)
+    sets = image_sets(pipeline, data, validation, count=200)
     assert all(images.shape == (12, 3, 16, 16) for images in sets.values())
     figures = set_distances(sets, repeated_drawings(pipeline, validation.captions[:3]), data, spaces)
     assert figures["reconstructions"]["Fréchet"] == pytest.approx(0, abs=1e-6)
@@ -154,7 +155,7 @@ def test_run_that_hands_out_training_pictures_is_found_out():
 
 
 def test_too_few_pictures():
-    assert "at least 2" in refusal(picture_sets, Copyist(pictures(9)), pictures(9), pictures(1))
+    assert "at least 2" in refusal(image_sets, Copyist(pictures(9)), pictures(9), pictures(1))
 
 
 # --- what may be missing ---

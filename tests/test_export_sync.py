@@ -106,9 +106,9 @@ def test_notebook_was_run(path):
     "Saved with what it prints and draws, without errors, and small."
     assert path.stat().st_size < 1_500_000, "larger than 1.5 MB: draw fewer or smaller pictures"
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    outputs = [output for cell in cells for output in cell.outputs]
+    outputs = sum((cell.outputs for cell in cells), [])
     assert not any(output.output_type == "error" for output in outputs), "an error is saved in it"
-    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    kinds = set().union(*(output.get("data", {}) for output in outputs))
     assert "application/vnd.jupyter.widget-view+json" not in kinds, (
         "a progress bar is saved as a widget, which GitHub cannot show: run it again, or hide the bar")
     assert outputs or path.stem == "index", f"saved without outputs: run `make notebooks NB={path.stem}`"
@@ -143,6 +143,13 @@ def test_requirements_are_pinned():
     assert not missing, f"{missing} stand in settings.ini, but not in constraints.txt"
 
 
+def imported_modules(node):
+    "The names of the modules that `node` of a syntax tree imports by their full names."
+    if isinstance(node, ast.Import): return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and not node.level: return [node.module]
+    return []
+
+
 def test_imports_are_required():
     "What the package imports, anywhere, stands in settings.ini; the extra `distances` may be missing here."
     names = settings()["requirements"] + " " + settings()["distances_requirements"]
@@ -150,8 +157,7 @@ def test_imports_are_required():
     owners = packages_distributions()
     for path in (ROOT / "vqgen").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
-                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"vqgen"}:
+            tops = {name.split(".")[0] for name in imported_modules(node)}
+            for top in tops - sys.stdlib_module_names - {"vqgen"}:
                 owner = set(map(plain, owners.get(top, [top])))
                 assert required & owner, f"{path.name} imports {top}, which settings.ini does not require"

@@ -1,6 +1,7 @@
 "Whatever the optimizer, a parameter is trained once, at its own rate; Muon's many matrices as if one by one."
 import io
 import math
+from itertools import chain
 
 import pytest
 import torch
@@ -38,15 +39,15 @@ def prior(name):
 def test_every_parameter_is_in_one_group(name, optimizer):
     model = prior(name)
     groups = make_optimizer(model, changed(MUON, optimizer=optimizer)).param_groups
-    found = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(found) == sorted(map(id, model.parameters()))
+    found = chain.from_iterable(group["params"] for group in groups)
+    assert sorted(map(id, found)) == sorted(map(id, model.parameters()))
 
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_muon_leaves_embeddings_heads_and_vectors_to_adamw(name):
     model = prior(name)
     groups = [group for group in make_optimizer(model, MUON).param_groups if group["lr"] == 0.02]
-    inner = {id(parameter) for group in groups for parameter in group["params"]}
+    inner = set(map(id, chain.from_iterable(group["params"] for group in groups)))
     names = "head", "tokens", "positions", "shift", "lstm."
     for part, parameter in model.named_parameters():
         outside = parameter.ndim != 2 or part == "feedback" or any(name in part for name in names)
@@ -154,7 +155,8 @@ def train_one_by_one(matrices, steps):
     for step in steps:
         set_gradients(matrices, step)
         for i, (matrix, mean) in enumerate(zip(matrices, means)):
-            rate, decay, momentum = (0.02, 0.01, 0.95) if i < 3 else (0.5, 0.0, 0.8)
+            rate, decay = (0.02, 0.01) if i < 3 else (0.5, 0.0)
+            momentum = 0.95 if i < 3 else 0.8
             rate = rate / (1 + step)
             if matrix.grad is None: continue
             mean.copy_(momentum * mean + (1 - momentum) * matrix.grad)

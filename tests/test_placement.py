@@ -36,7 +36,8 @@ def places(values): return [str(device_of(value)) for value in values]
 
 def test_every_argument_moves_and_comes_back():
     "Also one that is not where the first is, and one given by name."
-    model, here, there = Echo("meta"), torch.ones(2, device="meta"), torch.ones(3)
+    model = Echo("meta")
+    here, there = torch.ones(2, device="meta"), torch.ones(3)
     back = model.give(here, there, named=there)
     assert model.seen == [torch.device("meta")] * 3 and places(back) == ["meta"] * 3
     back = Echo().give(Pair(torch.ones(2)), [torch.ones(1), "a word"], {"a": (there,)}, text="a caption")

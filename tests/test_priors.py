@@ -321,7 +321,8 @@ def test_guidance_scale_zero_forgets_the_caption(kind, tokenizer, text):
 @every_prior
 @pytest.mark.parametrize("filler", [PAD, 7])
 def test_padding_never_changes_logits(kind, tokenizer, text, filler):
-    prior, codes, (ids, real) = new(kind, tokenizer), grids(16).flatten(1), text
+    prior, codes = new(kind, tokenizer), grids(16).flatten(1)
+    ids, real = text
     assert not real.all()
     with torch.no_grad():
         logits = logits_of(prior, codes, text)
@@ -356,7 +357,8 @@ def test_padding_gets_no_gradient(kind, tokenizer, text):
 
 @every_prior
 def test_bad_requests(kind, tokenizer, text):
-    prior, two, pair = new(kind, tokenizer, caption_dropout=0.0), some(text, 0, 1), generators(0, 1)
+    prior = new(kind, tokenizer, caption_dropout=0.0)
+    two, pair = some(text, 0, 1), generators(0, 1)
     assert "caption dropout" in refusal(prior.generate, two, pair, guidance_scale=2.0)
     assert "temperature" in refusal(prior.stream, two, pair, temperature=-1.0)
     assert "generators" in refusal(prior.generate, two, pair[:1])

@@ -13,7 +13,8 @@ from tiny import FITS, Stopping, scraps, unchanged, weights
 
 from vqgen.training.checkpoints import RunFolder, newest_state
 
-STEPS, EVERY, DEATHS = 30, 2, 10
+STEPS, EVERY = 30, 2
+DEATHS = 10
 
 
 @pytest.mark.slow

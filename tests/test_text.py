@@ -2,6 +2,7 @@
 import copy
 import warnings
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def new(tokenizer, encoder=None, **changes):
 
 
 def logits_of(brain, text, codes=None):
-    "Logits (B, N, K) of a pass over a blank canvas that decides `codes` (B, h, w), in the order of deciding."
+    "Logits (B, N, K) of a pass over a null canvas that decides `codes` (B, h, w), in the order of deciding."
     codes = (grids(len(text.input_ids)) if codes is None else codes).flatten(1)
     return teacher_forced(brain, codes, text, torch.ones_like(codes, dtype=torch.bool))[0]
 
@@ -305,8 +306,8 @@ def test_features_change_with_all_they_depend_on(bert, tmp_path):
 
 def test_interrupted_encoding_of_captions_continues(bert):
     tokenizer, encoder, _ = bert
-    words = [word for caption in CAPTIONS for word in caption.split()]
-    captions = [f"{a} {b}" for a in words for b in words][:200]
+    words = " ".join(CAPTIONS).split()
+    captions = [f"{a} {b}" for a, b in product(words, words)][:200]
     rows = token_ids(tokenizer, captions)
     unique = len(set(map(tuple, rows)))
     with Counted(encoder, stop=100) as counted, pytest.raises(KeyboardInterrupt):

@@ -46,8 +46,8 @@ def test_each_prior_draws_what_captions_state(name, faces):
     "By the classifier that comes with them, in half precision as stored: nearly all that is stated is right."
     pipe = Pipeline.from_pretrained(RUN, name, "cpu")
     classifier = load_classifier(RUN, faces, pipe.vqvae)
-    images = pipe.images([caption for caption in CAPTIONS for _ in range(4)])
-    wanted = [read_caption(caption) for caption in CAPTIONS for _ in range(4)]
+    captions = [CAPTIONS[number // 4] for number in range(4 * len(CAPTIONS))]
+    images, wanted = pipe.images(captions), list(map(read_caption, captions))
     assert all(wanted) and share_right(classifier.read(images), wanted) >= 0.8
     assert len(torch.unique(images[:4].flatten(1), dim=0)) == 4
 

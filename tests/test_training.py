@@ -145,11 +145,11 @@ def test_the_last_steps_are_in_the_history(tmp_path):
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
-    scores = iter([0.5, 0.1, 0.4, 0.3, 0.2])
+    validation_losses = iter([0.5, 0.1, 0.4, 0.3, 0.2])
 
     def loss(model, batch):
         value, metrics = model.loss(**batch)
-        return (value, metrics) if model.training else (torch.tensor(next(scores)), metrics)
+        return (value, metrics) if model.training else (torch.tensor(next(validation_losses)), metrics)
     few = torch.utils.data.Subset(splits()[1], range(4))
     often = changed(SHORT, save_every=2, eval_every=2)
     train(VQVAE(CONFIG.vqvae.model), splits()[0], often, tmp_path, loss=loss, validation=few)

@@ -203,7 +203,8 @@ def test_straight_through_passes_the_gradient_unchanged():
 
 
 def test_rotation_turns_and_scales_the_gradient():
-    rows, nearest, wish = torch.randn(50, 6, requires_grad=True), torch.randn(50, 6), torch.randn(50, 6)
+    rows = torch.randn(50, 6, requires_grad=True)
+    nearest, wish = torch.randn(50, 6), torch.randn(50, 6)
     result = rotation_trick(rows, nearest)
     assert result.equal(nearest)
     (result * wish).sum().backward()
@@ -380,7 +381,7 @@ def test_wrong_shapes_are_refused_in_a_sentence(shape, words):
     with pytest.raises(VQGenError, match=words): small_model().encode(torch.zeros(shape))
 
 
-def test_num_codes_per_side_names_both_numbers():
+def test_grid_size_names_both_numbers():
     with pytest.raises(VQGenError, match="50.*4"): small_model().grid_size(50)
 
 

@@ -87,7 +87,8 @@ def error_line(result):
 class Stopping:
     "A data set that sends this very process a signal while batch number `at` (from 1) is read."
     def __init__(self, data, at, number=signal.SIGINT):
-        self.data, self.at, self.number, self.batches = data, at, number, 0
+        self.data, self.batches = data, 0
+        self.at, self.number = at, number
 
     def __len__(self): return len(self.data)
 

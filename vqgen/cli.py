@@ -217,7 +217,7 @@ def evaluate(run: RunOption = RUN, prior: PriorOption = None, count: HeldOutOpti
     figures = experiment.measure(pipeline, data, validation, judge, count)
     print(f"{run}, {type(pipeline.prior).__name__}, {config.data.source}")
     print_figures(figures)
-    sets = distances.picture_sets(pipeline, data, validation, count)
+    sets = distances.image_sets(pipeline, data, validation, count)
     variants = distances.repeated_drawings(pipeline, validation.captions[:25])
     table = distances.distance_table(distances.set_distances(sets, variants, data, spaces))
     print(table, *notes, sep="\n")

@@ -132,7 +132,8 @@ def _note_rows(images, captions, columns, side):
 
 def show_captioned(images, captions, columns=5, title=None):
     "The images `(B, 3, H, W)` in [-1, 1], each above its caption, `columns` in a row, as a figure."
-    side, gap, line = 168, 16, 14                          # all in pixels
+    side, gap = 168, 16                                    # in pixels, as is `line`
+    line = 14
     columns = min(columns, len(images))
     rows = _note_rows(images, captions, columns, side)
     heights = [max(picture.height for picture in pictures) for pictures, _ in rows]

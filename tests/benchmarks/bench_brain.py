@@ -19,7 +19,8 @@ from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.text import PAD, Text
 from vqgen.vqvae.model import VQVAE
 
-WIDTH, HEADS, LAYERS = 256, 4, 12
+WIDTH, HEADS = 256, 4
+LAYERS = 12
 K, VOCABULARY = 4096, 2048
 LIMIT, REAL = 256, 24            # tokens: of the longest caption, of the captions here
 IMAGE_SIZE = 128

@@ -38,7 +38,7 @@ def ways_of(pipes):
 
 def measure(way, judge, captions, wanted, pictures, batch_size=96):
     "The judge's figures for `pictures` of each caption, and their diversity."
-    rows = [i for i in range(len(captions)) for _ in range(pictures)]
+    rows = [number // pictures for number in range(len(captions) * pictures)]
     starts = range(0, len(rows), batch_size)
     drawn = torch.cat([way([captions[i] for i in rows[start:start + batch_size]], start) for start in starts])
     seen, far = judge.look(drawn)
@@ -54,7 +54,8 @@ def print_row(name, row):
 
 def summary(table, pipe, held_out):
     "The figures of one pass beside those of sixteen and of the Transformer."
-    one, teacher, faces = table[ONE], table[TEACHER], held_out.batch(range(min(400, len(held_out))))
+    one, teacher = table[ONE], table[TEACHER]
+    faces = held_out.batch(range(min(400, len(held_out))))
     return {"one_shot_accuracy": one["accuracy"], "teacher_accuracy": teacher["accuracy"],
             "diversity_vs_teacher": one["diversity"] / teacher["diversity"],
             "speedup_vs_teacher": teacher["ms"] / one["ms"],

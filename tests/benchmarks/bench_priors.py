@@ -20,7 +20,8 @@ from vqgen.priors.lstm import LSTMPrior
 from vqgen.priors.text import pad
 from vqgen.priors.transformer import TransformerPrior
 
-WIDTH, HEADS, LAYERS = 256, 8, 8
+WIDTH, HEADS = 256, 8
+LAYERS = 8
 K, VOCABULARY = 4096, 2048     # codes and words
 LIMIT, REAL = 128, 24          # the tokens of the longest caption, and of the captions here
 CONTEXT = 128                  # how much of the past the ancestor's LSTM sees

@@ -63,7 +63,8 @@ def wrong_codes(device):
     "How many codes differ from a float64 brute force, and how many of them are not a tie (of 1e-5)."
     z, codebook = inputs(device)
     rows = z.movedim(1, -1).reshape(-1, SHAPE[1])
-    codes, best, chosen = nearest_codes(rows, codebook), [], []
+    codes = nearest_codes(rows, codebook)
+    best, chosen = [], []
     for part, code in zip(rows.double().split(1024), codes.split(1024)):
         distances = torch.cdist(part, codebook.double()).square()
         best.append(distances.min(1))

@@ -26,7 +26,8 @@ class AncestorQuantizer(nn.Module):
     """
     def __init__(self, codebook_size, code_dim, decay=0.99, epsilon=1e-5, commitment_weight=0.25):
         super().__init__()
-        self.decay, self.epsilon, self.commitment_weight = decay, epsilon, commitment_weight
+        self.decay, self.epsilon = decay, epsilon
+        self.commitment_weight = commitment_weight
         self.register_buffer("codebook", torch.randn(codebook_size, code_dim))
         self.register_buffer("count", torch.zeros(codebook_size))
         self.register_buffer("sum", self.codebook.clone())
@@ -68,7 +69,8 @@ class Ancestor(nn.Module):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
-        width, narrow, dim = config.hidden_channels, config.residual_channels, config.code_dim
+        width, narrow = config.hidden_channels, config.residual_channels
+        dim = config.code_dim
 
         def stack(channels):
             blocks = (AncestorBlock(channels, narrow) for _ in range(config.residual_layers))

@@ -19,7 +19,8 @@ SIDE = 1024   # of the large matrices whose product is the measure of what a mac
 class TrainingStep:
     "Forward, backward, clipping and optimizer of `model`, on one batch after the other."
     def __init__(self, model, data, config, loss, clip=True):
-        self.model, self.config, self.loss, self.clip = model.train(), config, loss, clip
+        self.model, self.config = model.train(), config
+        self.loss, self.clip = loss, clip
         self.optimizer = make_optimizer(model, config)
         self.batches = iter(batches(data, config))
 

@@ -99,7 +99,8 @@ def choose_parts(attributes, rng):
 def part_values():
     "The values that each DiceBear option of a face can take, `none` where the part may be missing."
     plain = {name: values[0] for name, values in ATTRIBUTES.items()}
-    faces = [{**plain, name: value} for name, values in ATTRIBUTES.items() for value in values]
+    faces = []
+    for name, values in ATTRIBUTES.items(): faces += [{**plain, name: value} for value in values]
     found = {}
     for options in map(_options, faces):
         for option, choices in options.items():
@@ -155,7 +156,7 @@ def _hair(style, color):
 def _phrases(attributes, names):
     "What is said of the person, of what they wear and of the background: three lists of phrases."
     said = {name: attributes[name] for name in names}
-    person, worn, behind = [], [], []
+    person, worn = [], []
     if "skin" in said: person.append(f"{said['skin']} skin")
     if "hair_style" in said or "hair_color" in said:
         person.append(_hair(said.get("hair_style"), said.get("hair_color")))
@@ -163,7 +164,7 @@ def _phrases(attributes, names):
     if "eyewear" in said: worn.append({"none": "no glasses"}.get(said["eyewear"], said["eyewear"]))
     if "hat" in said: worn.append("no hat" if said["hat"] == "none" else f"a {said['hat']} hat")
     if "clothes" in said: worn.append(f"{said['clothes']} clothes")
-    if "background" in said: behind.append(f"a {said['background']} background")
+    behind = [f"a {said['background']} background"] if "background" in said else []
     return person, worn, behind
 
 def join_phrases(phrases):

@@ -21,7 +21,8 @@ from ..files import explain_faults, locked, write_atomically
 class BlockFile:
     "How an array lies in a file: NumPy's header, the rows, and 16 bytes of checksum for each `size` rows."
     def __init__(self, name, shape, dtype, size):
-        self.shape, self.dtype, self.size = tuple(shape), np.dtype(dtype), size
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.size = size
         self.count = -(-shape[0] // size)                                       # blocks
         self.key = hashlib.blake2b(repr((name, self.shape, self.dtype.str, size)).encode()).digest()
         header = io.BytesIO()

@@ -156,8 +156,9 @@ class CaptionedImages(torch.utils.data.Dataset):
     mirrored half of the time, except where the caption says left or right.
     """
     def __init__(self, pixels, captions, attributes, split="train", fingerprint="", flip=False):
-        self.pixels, self.captions, self.attributes = pixels, captions, attributes
-        self.split, self.fingerprint, self.flip = split, fingerprint, flip
+        self.pixels, self.flip = pixels, flip
+        self.captions, self.attributes = captions, attributes
+        self.split, self.fingerprint = split, fingerprint
         self.image_size = pixels.shape[-1]
         sided = [re.search(r"\b(left|right)", caption.lower()) is not None for caption in captions]
         self.mirrors = ~torch.tensor(sided, dtype=torch.bool)   # (N,): which of them may be mirrored

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['pixels', 'Features', 'frechet_distance', 'kernel_distance', 'nearest_training', 'pairwise_distance', 'fid_kid_clip',
-           'picture_sets', 'repeated_drawings', 'set_distances', 'distance_table', 'feature_spaces']
+           'image_sets', 'repeated_drawings', 'set_distances', 'distance_table', 'feature_spaces']
 
 # %% ../../nbs/22_evaluation.distances.ipynb #33000002
+from itertools import chain
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -167,7 +169,7 @@ def fid_kid_clip(images, originals, captions):
 
 # %% ../../nbs/22_evaluation.distances.ipynb #3300002c
 @torch.no_grad()
-def picture_sets(pipeline, data, validation, count=200, seed=0):
+def image_sets(pipeline, data, validation, count=200, seed=0):
     """Four sets of `count` images (count, 3, H, W), a dict.
 
     Training pictures, held-out pictures, what the VQ-VAE makes of these, and drawings of their captions. They
@@ -192,7 +194,7 @@ def repeated_drawings(pipeline, captions, each=4, seed=0):
 
 # %% ../../nbs/22_evaluation.distances.ipynb #3300002d
 def set_distances(sets, variants, data, spaces):
-    """The figures of each of `sets` (of `picture_sets`), a dict of dicts by the set's name.
+    """The figures of each of `sets` (of `image_sets`), a dict of dicts by the set's name.
 
     `spaces` is a dict of `pixels` and perhaps `features`. `Fréchet` and `kernel` are in features only, and
     against the held-out pictures. `nearest` is the median distance to a picture of `data`. `variety` is that
@@ -217,7 +219,7 @@ def set_distances(sets, variants, data, spaces):
 # %% ../../nbs/22_evaluation.distances.ipynb #3300002e
 def distance_table(figures):
     "The figures of `set_distances` as lines of text, one for each set."
-    heads = list(dict.fromkeys(head for row in figures.values() for head in row))
+    heads = list(dict.fromkeys(chain.from_iterable(figures.values())))
     lines = [("", heads)]
     for name, row in figures.items():
         lines.append((name, [f"{row[head]:.3g}" if head in row else "-" for head in heads]))

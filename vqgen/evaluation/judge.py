@@ -7,6 +7,7 @@ __all__ = ['draw_seen', 'distances', 'Judge', 'free_entropy', 'diversity', 'capt
 
 # %% ../../nbs/21_evaluation.judge.ipynb #32a00003
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Judge:
 
     def look(self, images, batch_size=256):
         "What each of `images` (N, 3, H, W) shows, a list of dicts, and its distance from that, (N,)."
-        faces = [face for part in images.split(batch_size) for face in self.classifier.read(part)]
+        faces = list(chain.from_iterable(map(self.classifier.read, images.split(batch_size))))
         return faces, distances(images, draw_seen(faces, images.shape[-1]).to(images.device))
 
     def mark(self, faces, far, wanted):

@@ -7,6 +7,8 @@ __all__ = ['entropy', 'codebook_usage', 'ClassifierConfig', 'AttributeClassifier
            'attribute_accuracy']
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #ec071f2f
+from itertools import chain
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from ..config import ClassifierTrainConfig, Section
 from ..errors import VQGenError
 from ..placement import on_model_device
 from ..training.loop import train
+from ..vqvae.quantizer import usage_and_perplexity
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #15643a31
 def entropy(counts):
@@ -31,7 +34,8 @@ def codebook_usage(codes, codebook_size):
     """
     if isinstance(codes, torch.Tensor): codes = codes.cpu()
     counts = np.bincount(np.asarray(codes).ravel(), minlength=codebook_size)
-    return float((counts > 0).mean()), float(np.exp(entropy(counts)))
+    usage, perplexity = usage_and_perplexity(torch.from_numpy(counts).double())
+    return usage.item(), perplexity.item()
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #d2925ff1
 class ClassifierConfig(Section):
@@ -129,7 +133,7 @@ def attribute_accuracy(classifier, images, attributes, batch_size=256):
     `images` (N, 3, H, W) in [-1, 1]; `attributes` holds a dict for each image, with the list `stated` of the
     names that its caption states. Shares are in [0, 1].
     """
-    seen = [face for part in images.split(batch_size) for face in classifier.read(part)]
+    seen = list(chain.from_iterable(map(classifier.read, images.split(batch_size))))
     right = [{name: face[name] == wanted[name] for name in wanted["stated"]}
              for face, wanted in zip(seen, attributes)]
     by_attribute = {}

@@ -70,15 +70,14 @@ class CFTN(GenerationMixin, nn.Module):
 
     def __init__(self, config: CFTNConfig, shape: PriorShape):
         super().__init__()
-        self.config, self.shape, self.mask_id = config, shape, shape.codebook_size
+        self.config, self.shape = config, shape
+        self.mask_id = shape.codebook_size
         sizes, rest = (config.width, config.heads), (config.mlp_ratio, config.dropout)
         self.text_tower = Tower(shape.vocab_size, shape.max_length, *sizes, config.text_layers, *rest,
                                 shift=2, feature_dim=shape.feature_dim)
-        embedding = Embedding(shape.codebook_size + 1, shape.grid_size ** 2, config.width)       # + [MASK]
-        self.code_embedding = embedding.apply(initialise)
+        self.code_embedding = Embedding(self.mask_id + 1, shape.grid_size**2, config.width).apply(initialise)
         self.norm = nn.LayerNorm(config.width)
-        blocks = (CrossBlock(*sizes, *rest) for _ in range(config.layers))
-        self.blocks = nn.ModuleList(blocks).apply(initialise)
+        self.blocks = nn.ModuleList(CrossBlock(*sizes, *rest) for _ in range(config.layers)).apply(initialise)
         self.code_head = nn.Linear(config.width, shape.codebook_size)
         nn.init.normal_(self.code_head.weight, std=0.02)                        # all logits begin alike
         scale_residual_outputs([*(block.attention.out for block in self.blocks),
@@ -112,7 +111,8 @@ class CFTN(GenerationMixin, nn.Module):
     @torch.no_grad()
     def bits_per_code(self, codes, text, passes=16, seed=0):
         "An upper bound, of `passes` canvases, on the bits a code, (B,), of `codes` (B, h, w) for `text`."
-        codes, words, total = codes.flatten(1), self.prefill(text), 0
+        codes, words = codes.flatten(1), self.prefill(text)
+        total = 0
         for hidden in spread_masks(*codes.shape, passes, seed):
             hidden = hidden.to(codes.device)                                                   # (B, N)
             logits = self(codes.masked_fill(hidden, self.mask_id), words).float()              # (B, N, K)

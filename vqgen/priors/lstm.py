@@ -82,7 +82,8 @@ class LSTMPrior(Autoregressive):
     def __init__(self, config: LSTMConfig, shape: PriorShape):
         super().__init__()
         self.config, self.shape = config, shape
-        width, heads, count = config.width, config.heads, shape.grid_size ** 2
+        width, heads = config.width, config.heads
+        count = shape.grid_size ** 2
         self.text_tower = Tower(shape.vocab_size, shape.max_length, width, heads, config.text_layers,
                                 config.mlp_ratio, config.dropout, shift=2, feature_dim=shape.feature_dim)
         self.code_embedding = Embedding(shape.codebook_size + 1, count, width).apply(initialise)   # + start

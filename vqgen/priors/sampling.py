@@ -132,7 +132,8 @@ def check_generation(prior, text, generators, given, options):
 
     Raises `VQGenError` where what is asked of `prior` makes no sense.
     """
-    batch, grid, size = len(text.input_ids), prior.shape.grid_size, prior.shape.codebook_size
+    batch, grid = len(text.input_ids), prior.shape.grid_size
+    size = prior.shape.codebook_size
     check_features(text, prior.shape)
     if len(generators) != batch:
         raise VQGenError(f"{batch} captions need as many generators, not {len(generators)}")

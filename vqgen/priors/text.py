@@ -240,7 +240,8 @@ def load_encoder(name, tokenizer):
 
     Raises `VQGenError` where it cannot be loaded, has another vocabulary, or reads only shorter captions.
     """
-    encoder, length, own = load_pretrained(_auto_model, name, "encoder"), tokenizer.model_max_length, None
+    encoder = load_pretrained(_auto_model, name, "encoder")
+    length, own = tokenizer.model_max_length, None
     with suppress(VQGenError):   # a folder may hold only weights
         own = pretrained_tokenizer(name, length).get_vocab()
     size, mine = encoder.config.vocab_size, tokenizer.get_vocab()

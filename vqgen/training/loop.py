@@ -201,7 +201,8 @@ def evaluate(model, data, loss=model_loss, batch_size=64, max_batches=8, seed=0)
 
     `loss(model, batch)` returns a scalar and a dict of scalars; random numbers begin with `seed`.
     """
-    totals, count, device = {}, 0, model_device(model)
+    totals, count = {}, 0
+    device = model_device(model)
     with eval_mode(model, seed):
         for indices in itertools.islice(torch.arange(len(data)).split(batch_size), max_batches):
             batch = collate(data)([data[i] for i in indices.tolist()])
@@ -253,8 +254,10 @@ def show_samples(state, sample, journal):
 
 def _arguments(model):
     "The constructor's arguments of `model`, as `{'section.key': value}`."
-    named = sections(model).items()
-    return {f"{name}.{key}": value for name, section in named for key, value in section.items()}
+    found = {}
+    for name, section in sections(model).items():
+        found |= {f"{name}.{key}": value for key, value in section.items()}
+    return found
 
 # %% ../../nbs/70_training.loop.ipynb #7dfe3b3f
 def train(model, data, config, folder, *, validation=None, loss=model_loss, seed=0, stage="train",

@@ -132,7 +132,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.parts = {"adamw": adamw(rest), "muon": Muon(matrices)}
         super().__init__(self.all_groups(), {})
 
-    def all_groups(self): return [group for part in self.parts.values() for group in part.param_groups]
+    def all_groups(self): return self.parts["adamw"].param_groups + self.parts["muon"].param_groups
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -27,7 +27,7 @@ def grid_size(image_size, f):
 def check_images(images, f):
     "`images`, if they are `(B, 3, H, W)` with H and W divisible by `f`; else raises `VQGenError`."
     if images.ndim != 4 or images.shape[1] != 3:
-        raise VQGenError(f"expected pictures of shape (B, 3, H, W), got {tuple(images.shape)}: "
+        raise VQGenError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}: "
                          "convert them to RGB first")
     for side in images.shape[2:]: grid_size(side, f)
     return images

@@ -142,7 +142,7 @@ def usage_and_perplexity(counts):
     `counts` `(K,)` says how often each code was chosen.
     """
     shares = counts / counts.sum().clamp(min=1)
-    return (counts > 0).float().mean(), torch.special.entr(shares).sum().exp()
+    return (counts > 0).to(shares.dtype).mean(), torch.special.entr(shares).sum().exp()
 
 # %% ../../nbs/11_vqvae.quantizer.ipynb #3d570ab8
 class Quantized(NamedTuple):
