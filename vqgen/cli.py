@@ -154,7 +154,7 @@ def generate(captions: CaptionsArgument, run: RunOption = RUN, prior: PriorOptio
     asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
              "guidance_scale": guidance_scale}
     options = {name: value for name, value in asked.items() if value is not None}
-    repeated = [caption for caption in captions for _ in range(num_images)]
+    repeated = sum(([caption] * num_images for caption in captions), [])
     images = Pipeline.from_pretrained(run, prior).images(repeated, seed, **options)
     grid = image_grid(images, columns=num_images, scale=max(1, 128 // images.shape[-1]))
     save_picture(grid, out or sample_path(run, captions[0]))

@@ -9,6 +9,7 @@ __all__ = ['pad_rows', 'CallosalLayer', 'decisions_per_layer', 'conditional_entr
            'caption_logits', 'write_captions', 'BiHemisphericBrain']
 
 # %% ../../nbs/37_priors.brain.ipynb #2f883544
+import itertools
 import math
 
 import numpy as np
@@ -68,7 +69,7 @@ class CallosalLayer(nn.Module):
         told, seen = self.text_norm(words), self.image_norm(patches)
         attended = self.image_attention(seen[:drawn], told[:drawn], mask)                    # (drawn, N, C)
         patches = patches + pad_rows(self.image_gate.tanh() * attended, len(patches))
-        if last: words, told, seen = words[drawn:], told[drawn:], seen[drawn:]
+        if last: words, told, seen = (part[drawn:] for part in (words, told, seen))
         if len(words): words = words + self.text_gate.tanh() * self.text_attention(told, seen)
         return words, patches
 
@@ -139,7 +140,8 @@ class BrainTowers(nn.Module):
         super().__init__()
         self.config, self.shape = config, shape
         self.mask_id = shape.codebook_size                          # one more than there are codes: [MASK]
-        width, layers, places = config.width, config.layers, shape.grid_size ** 2
+        width, layers = config.width, config.layers
+        places = shape.grid_size ** 2
         sizes = (width, config.heads, layers, config.mlp_ratio, config.dropout)
         text = {"shift": 2,                         # each word also hears the two before it
                 "feature_dim": shape.feature_dim}   # of a frozen text encoder; 0: there is none
@@ -178,9 +180,10 @@ class BrainTowers(nn.Module):
 
     def gates(self):
         "How far each gate is open, in [-1, 1], by bridge and direction."
-        names = [f"{number}/{side}" for number in range(len(self.bridges)) for side in ("image", "text")]
-        gates = [gate for bridge in self.bridges for gate in (bridge.image_gate, bridge.text_gate)]
-        return {f"gate/{name}": value for name, value in zip(names, torch.stack(gates).detach().tanh())}
+        gates = {}
+        for number, bridge in enumerate(self.bridges):
+            gates |= {f"gate/{number}/image": bridge.image_gate, f"gate/{number}/text": bridge.text_gate}
+        return dict(zip(gates, torch.stack(list(gates.values())).detach().tanh()))
 
 # %% ../../nbs/37_priors.brain.ipynb #26000032
 def prefix(towers, canvas):
@@ -199,7 +202,8 @@ class PrefixCache:
         canvas = torch.full((1, len(towers.order)), towers.mask_id, device=towers.order.device)
         if towers.training or torch.is_grad_enabled(): return prefix(towers, canvas)
         blocks = [towers.image_tower.blocks[layer] for layer in range(towers.first_bridge + 1)]
-        weights = [weight for part in (towers.image_tower.embedding, *blocks) for weight in part.parameters()]
+        parts = towers.image_tower.embedding, *blocks
+        weights = list(itertools.chain(*(part.parameters() for part in parts)))
         # Where each weight lies, and its version, which grows when an optimizer or a load writes to it. Not
         # seen is one thing only: a write through `weight.data` that leaves it where it is.
         stamp = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
