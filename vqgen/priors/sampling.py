@@ -253,6 +253,9 @@ class GenerationMixin:
 
     @on_model_device
     def generate(self, text, generators, given=None, **options):
-        "The codes (B, h, w) at the end of `stream`, which see."
+        """The codes (B, h, w), int64, of B pictures: the last that `stream` yields.
+
+        `text`, `generators`, `given` and `options`, and the errors raised, are those of `stream`.
+        """
         for stage in self.stream(text, generators, given, **options): codes = stage
         return codes
