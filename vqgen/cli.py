@@ -188,13 +188,16 @@ def show_config(context: typer.Context, config: ConfigArgument = "avatars"):
 # %% ../nbs/87_cli.ipynb #42000011
 FIGURES = {   # what `experiment.measure` gives, in words
     "psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity",
-    "milliseconds": "ms for a picture", "stated": "stated all right", "ceiling": "... of true ones",
+    "milliseconds": "ms for a picture", "stated": "stated all right",
+    "ceiling": "stated right, real pictures",
     "in_range": "in range", "accuracy": "prompt accuracy", "captions": "captions right"}
 
 def print_figures(figures):
-    "A line for each number in `figures`, with its name in words."
-    for name, value in figures.items():
-        if isinstance(value, float): print(f"{FIGURES.get(name, name):18} {value:.4g}")
+    "A line for each number in `figures`, with its name in words, in the order of `FIGURES`."
+    order = [*FIGURES, *figures]
+    for name in sorted(figures, key=order.index):
+        value = figures[name]
+        if isinstance(value, float): print(f"{FIGURES.get(name, name):27} {value:.4g}")
 
 HeldOutOption = Annotated[int, option("Held-out captions to draw.")]
 PublishedOption = Annotated[

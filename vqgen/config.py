@@ -46,7 +46,7 @@ class VQVAEConfig(Section):
     hidden_channels: int = Field(128, ge=8)    # width of the residual stack
     residual_channels: int = Field(32, ge=4)   # width inside a residual block
     residual_layers: int = Field(2, ge=1)
-    overlap: bool = True                       # false: a code sees only its f x f pixels: easier to foretell
+    overlap: bool = True                       # false: a code sees only its f x f pixels: easier to predict
     codebook_size: int = Field(512, ge=2)      # K
     code_dim: int = Field(32, ge=1)            # D, the length of a code vector
     commitment_weight: float = Field(0.25, ge=0)
