@@ -189,14 +189,13 @@ def show_config(context: typer.Context, config: ConfigArgument = "avatars"):
 FIGURES = {   # what `experiment.measure` gives, in words
     "psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity",
     "milliseconds": "ms for a picture", "stated": "stated all right",
-    "ceiling": "stated right, real pictures",
-    "in_range": "in range", "accuracy": "prompt accuracy", "captions": "captions right"}
+    "ceiling": "stated right, real pictures", "in_range": "in range", "accuracy": "prompt accuracy",
+    "captions": "captions right"}
 
 def print_figures(figures):
     "A line for each number in `figures`, with its name in words, in the order of `FIGURES`."
     order = [*FIGURES, *figures]
-    for name in sorted(figures, key=order.index):
-        value = figures[name]
+    for name, value in sorted(figures.items(), key=lambda figure: order.index(figure[0])):
         if isinstance(value, float): print(f"{FIGURES.get(name, name):27} {value:.4g}")
 
 HeldOutOption = Annotated[int, option("Held-out captions to draw.")]
@@ -207,8 +206,7 @@ PublishedOption = Annotated[
 def evaluate(run: RunOption = RUN, prior: PriorOption = None, count: HeldOutOption = 200,
              published: PublishedOption = False):
     "Measure a trained run on held-out captions: PSNR, codebook, time, distances; of avatars also accuracy."
-    if count < 2:
-        raise VQGenError(f"--count must be at least 2, not {count}: distances are between sets of pictures")
+    if count < 2: raise VQGenError(f"--count must be at least 2, not {count}: sets of pictures are compared")
     from vqgen import experiment
     from vqgen.evaluation import distances
     from vqgen.pipeline import Pipeline, find_run
