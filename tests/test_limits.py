@@ -56,8 +56,7 @@ def test_module(path):
         if isinstance(node, ast.ClassDef): assert count <= CLASS, f"{node.name} has {count} lines"
 
 
-@pytest.mark.parametrize("path", FILES,
-                         ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_line_does_one_thing(path):
     tree = ast.parse(path.read_text("utf-8"))
     for rule in RULES:

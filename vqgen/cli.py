@@ -194,8 +194,8 @@ FIGURES = {   # what `experiment.measure` gives, in words
 
 def print_figures(figures):
     "A line for each number in `figures`, with its name in words, in the order of `FIGURES`."
-    order = [*FIGURES, *figures]
-    for name, value in sorted(figures.items(), key=lambda figure: order.index(figure[0])):
+    ordered = {name: figures[name] for name in FIGURES if name in figures} | figures
+    for name, value in ordered.items():
         if isinstance(value, float): print(f"{FIGURES.get(name, name):27} {value:.4g}")
 
 HeldOutOption = Annotated[int, option("Held-out captions to draw.")]

@@ -235,8 +235,10 @@ def judged_figures(pipeline, validation, judge, copies):
     captions, wanted = validation.captions[:len(copies)], validation.attributes[:len(copies)]
     starts = range(0, len(copies), 50)
     images = torch.cat([pipeline.images(captions[start:start + 50], seed=start) for start in starts])
-    figures = {"ceiling": judge.accuracy(copies, wanted)["stated"], **judge.accuracy(images, wanted)}
-    figures["by_attribute"] = attribute_accuracy(judge.classifier, images, wanted)[1]
+    faces, far = judge.look(images)
+    figures = judge.mark(faces, far, wanted)
+    figures["ceiling"] = judge.accuracy(copies, wanted)["stated"]
+    figures["by_attribute"] = attribute_accuracy(faces, wanted)[1]
     if hasattr(pipeline.prior, "caption"):
         written = pipeline.caption(validation.batch(range(len(copies))))
         figures["captions"] = caption_accuracy(written, wanted)

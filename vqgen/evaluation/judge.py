@@ -7,7 +7,6 @@ __all__ = ['draw_seen', 'distances', 'Judge', 'free_entropy', 'diversity', 'capt
 
 # %% ../../nbs/21_evaluation.judge.ipynb #32a00003
 from collections import Counter
-from itertools import chain
 
 import numpy as np
 import torch
@@ -48,9 +47,9 @@ class Judge:
         judge.limit = float(judge.look(images)[1].quantile(share))
         return judge
 
-    def look(self, images, batch_size=256):
+    def look(self, images):
         "What each of `images` (N, 3, H, W) shows, a list of dicts, and its distance from that, (N,)."
-        faces = list(chain.from_iterable(map(self.classifier.read, images.split(batch_size))))
+        faces = self.classifier.read(images)
         return faces, distances(images, draw_seen(faces, images.shape[-1]).to(images.device))
 
     def mark(self, faces, far, wanted):

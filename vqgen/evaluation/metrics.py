@@ -7,8 +7,6 @@ __all__ = ['entropy', 'codebook_usage', 'ClassifierConfig', 'AttributeClassifier
            'attribute_accuracy']
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #ec071f2f
-from itertools import chain
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -74,11 +72,14 @@ class AttributeClassifier(nn.Module):
 
     @on_model_device
     @torch.no_grad()
-    def read(self, images):
-        "The attributes of each of `images` (B, 3, H, W) in [-1, 1], a list of dicts."
-        columns = [[self.config.attributes[name][place] for place in logits.argmax(1).tolist()]
-                   for name, logits in self(images).items()]
-        return [dict(zip(self.heads, values)) for values in zip(*columns)]
+    def read(self, images, batch_size=256):
+        "The attributes of each of `images` (N, 3, H, W) in [-1, 1], `batch_size` at a time: a list of dicts."
+        faces = []
+        for part in images.split(batch_size):
+            columns = [[self.config.attributes[name][place] for place in logits.argmax(1).tolist()]
+                       for name, logits in self(part).items()]
+            faces += [dict(zip(self.heads, values)) for values in zip(*columns)]
+        return faces
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #d6730578
 def _places(face, attributes):
@@ -127,17 +128,16 @@ def train_classifier(data, attributes, folder, copies=None, config=None, seed=0,
     return classifier
 
 # %% ../../nbs/20_evaluation.metrics.ipynb #78bcbdc0
-def attribute_accuracy(classifier, images, attributes, batch_size=256):
-    """`(accuracy, by_attribute)`: the share of `images` with all stated attributes right, and for each.
+def attribute_accuracy(faces, attributes):
+    """`(accuracy, by_attribute)`: the share of `faces` with all stated attributes right, and for each.
 
-    `images` (N, 3, H, W) in [-1, 1]; `attributes` holds a dict for each image, with the list `stated` of the
-    names that its caption states. Shares are in [0, 1].
+    `faces` are dicts as `AttributeClassifier.read` gives them; `attributes` holds a dict for each, with the
+    list `stated` of the names that its caption states. Shares are in [0, 1].
     """
-    seen = list(chain.from_iterable(map(classifier.read, images.split(batch_size))))
     right = [{name: face[name] == wanted[name] for name in wanted["stated"]}
-             for face, wanted in zip(seen, attributes)]
+             for face, wanted in zip(faces, attributes)]
     by_attribute = {}
-    for name in classifier.config.attributes:
+    for name in faces[0]:
         judged = [face[name] for face in right if name in face]
         if judged: by_attribute[name] = sum(judged) / len(judged)
     return sum(all(face.values()) for face in right) / len(right), by_attribute
