@@ -828,6 +828,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vqgen.vqvae.model.VQVAE.loss': ('vqvae.model.html#vqvae.loss', 'vqgen/vqvae/model.py'),
                                    'vqgen.vqvae.model.VQVAE.reconstruct': ('vqvae.model.html#vqvae.reconstruct', 'vqgen/vqvae/model.py'),
                                    'vqgen.vqvae.model.VQVAE.vectors': ('vqvae.model.html#vqvae.vectors', 'vqgen/vqvae/model.py'),
+                                   'vqgen.vqvae.model.check_codes': ('vqvae.model.html#check_codes', 'vqgen/vqvae/model.py'),
                                    'vqgen.vqvae.model.check_images': ('vqvae.model.html#check_images', 'vqgen/vqvae/model.py'),
                                    'vqgen.vqvae.model.grid_size': ('vqvae.model.html#grid_size', 'vqgen/vqvae/model.py')},
             'vqgen.vqvae.quantizer': { 'vqgen.vqvae.quantizer.Quantized': ('vqvae.quantizer.html#quantized', 'vqgen/vqvae/quantizer.py'),
