@@ -267,6 +267,16 @@ def test_a_decision_is_heard_by_later_places_only(brain, text):
             assert not moved[:end].any() and moved[end:].any() == (end < SIDE**2), place
 
 
+@pytest.mark.parametrize("first, decided",
+                         [(0, [0, 1, 4, 8, 16]), (None, [0, 0, 2, 8, 16]), (2, [0, 0, 0, 8, 16])])
+def test_deciding_begins_at_the_first_bridge_where_words_are_heard(tokenizer, text, first, decided):
+    brain = open_gates(new(tokenizer, layers=4, bridge_ratio=0.5, first_bridge=first))
+    assert brain.decided == decided
+    with torch.no_grad():
+        one, other = (logits_for(brain, grids(1).flatten(1), rows(text, row)) for row in (1, 2))
+    assert (one != other).any(-1).all()
+
+
 def test_probabilities_of_one_pass_sum_to_one(tokenizer, text):
     """What training calls the loss is the negative logarithm of a probability, and drawing follows it.
 
@@ -471,10 +481,12 @@ def test_caption_ends_even_without_an_end(brain):
     assert {len(row) for row in brain.caption(grids(3))} == {brain.shape.max_length - 1}
 
 
-@pytest.mark.parametrize("layers, bridge_ratio", [(1, 1.0), (3, 1 / 3), (3, 1.0), (5, 0.6)])
-def test_word_by_word_is_as_all_at_once(tokenizer, text, layers, bridge_ratio):
+@pytest.mark.parametrize("layers, bridge_ratio, first",
+                         [(1, 1.0, None), (3, 1 / 3, None), (3, 1.0, None), (5, 0.6, None), (5, 0.4, 0),
+                          (5, 0.4, 3)])
+def test_word_by_word_is_as_all_at_once(tokenizer, text, layers, bridge_ratio, first):
     "With the picture looked at once and the words before in caches, wherever the bridges are."
-    brain = open_gates(new(tokenizer, layers=layers, bridge_ratio=bridge_ratio))
+    brain = open_gates(new(tokenizer, layers=layers, bridge_ratio=bridge_ratio, first_bridge=first))
     codes, ids = grids(4).flatten(1), text.input_ids[3:].expand(4, -1)
     with torch.no_grad():
         expected = next_word(brain, codes, ids)

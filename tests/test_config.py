@@ -4,7 +4,7 @@ import yaml
 from pydantic import ValidationError
 from tiny import refusal
 
-from vqgen.config import Config, Section, dump_config, load_config, parse_config, preset_names
+from vqgen.config import BrainConfig, Config, Section, dump_config, load_config, parse_config, preset_names
 
 MISSPELT = {
     "naem": "name",
@@ -165,6 +165,13 @@ def test_picture_size_must_divide():
 def test_heads_must_divide_width():
     said = refusal(load_config, "avatars", {"cftn_v2.model.width": "130", "cftn_v2.model.heads": "4"})
     assert "130" in said and "4" in said
+
+
+def test_bridges_must_have_layers():
+    wrong = {"cftn_v2.model.layers": "6", "cftn_v2.model.first_bridge": "5"}
+    assert "first_bridge can be 4 at most" in refusal(load_config, "avatars", wrong)
+    assert BrainConfig(layers=6, first_bridge=4).bridged_layers == range(4, 6)
+    assert BrainConfig(layers=6).bridged_layers == range(2, 4)
 
 
 def test_every_preset_loads_and_round_trips(tmp_path):

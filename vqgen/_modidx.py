@@ -21,6 +21,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'vqgen.config': { 'vqgen.config.BaseConfig': ('config.html#baseconfig', 'vqgen/config.py'),
                               'vqgen.config.BaseConfig._size_divides': ('config.html#baseconfig._size_divides', 'vqgen/config.py'),
                               'vqgen.config.BrainConfig': ('config.html#brainconfig', 'vqgen/config.py'),
+                              'vqgen.config.BrainConfig._bridges_fit': ('config.html#brainconfig._bridges_fit', 'vqgen/config.py'),
+                              'vqgen.config.BrainConfig.bridged_layers': ('config.html#brainconfig.bridged_layers', 'vqgen/config.py'),
                               'vqgen.config.BrainSection': ('config.html#brainsection', 'vqgen/config.py'),
                               'vqgen.config.CFTNConfig': ('config.html#cftnconfig', 'vqgen/config.py'),
                               'vqgen.config.CFTNSection': ('config.html#cftnsection', 'vqgen/config.py'),

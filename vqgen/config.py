@@ -109,8 +109,24 @@ class CFTNConfig(PriorConfig):
 # %% ../nbs/82_config.ipynb #a5d37acf
 class BrainConfig(PriorConfig):
     "The shape of CFTN v2, the `BiHemisphericBrain`; `layers` is that of each tower."
-    bridge_ratio: float = Field(1 / 3, gt=0, le=1)    # share of the layers, in the middle, that bridges join
+    bridge_ratio: float = Field(1 / 3, gt=0, le=1)   # share of the layers that bridges join
+    first_bridge: int | None = Field(None, ge=0)     # the first of these layers; None: in the middle
     mlp_ratio: float = Field(4.0, gt=0)
+
+    @property
+    def bridged_layers(self):
+        "The layers that bridges join, a range."
+        count = max(1, round(self.layers * self.bridge_ratio))
+        first = (self.layers - count) // 2 if self.first_bridge is None else self.first_bridge
+        return range(first, first + count)
+
+    @model_validator(mode="after")
+    def _bridges_fit(self):
+        surplus = self.bridged_layers.stop - self.layers
+        if surplus > 0:
+            raise ValueError(f"the last {surplus} of {len(self.bridged_layers)} bridges have no layer: "
+                             f"first_bridge can be {self.first_bridge - surplus} at most")
+        return self
 
 # %% ../nbs/82_config.ipynb #94979c2c
 class PriorShape(Section):

@@ -132,8 +132,8 @@ class BrainTowers(nn.Module):
     """The parameters of CFTN v2: a text and an image tower, bridges between them, heads, feedback, and the
     order.
 
-    Bridges join the middle `bridge_ratio` of the layers. `order` (N,) lists the places as they are decided,
-    and is saved with the weights. `decided[layer]` of them are decided before a layer begins, the layer
+    Bridges join the `bridged_layers` of `config`. `order` (N,) lists the places as they are decided, and is
+    saved with the weights. `decided[layer]` of them are decided before a layer begins, the layer
     `top` decides the last, and `rounds` layers decide some.
     """
     def __init__(self, config: BrainConfig, shape: PriorShape):
@@ -147,10 +147,8 @@ class BrainTowers(nn.Module):
                 "feature_dim": shape.feature_dim}   # of a frozen text encoder; 0: there is none
         self.text_tower = Tower(shape.vocab_size, shape.max_length, *sizes, **text)
         self.image_tower = Tower(shape.codebook_size + 1, places, *sizes)
-        count = max(1, round(layers * config.bridge_ratio))
-        self.first_bridge = (layers - count) // 2
-        self.last_bridge = self.first_bridge + count - 1
-        bridges = (CallosalLayer(width, config.heads) for _ in range(count))
+        self.first_bridge, self.last_bridge = config.bridged_layers[0], config.bridged_layers[-1]
+        bridges = (CallosalLayer(width, config.heads) for _ in config.bridged_layers)
         self.bridges = nn.ModuleList(bridges).apply(initialise)
         self.code_head = nn.Linear(width, shape.codebook_size)
         self.caption_head = nn.Linear(width, shape.vocab_size)
