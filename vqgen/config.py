@@ -110,7 +110,7 @@ class CFTNConfig(PriorConfig):
 class BrainConfig(PriorConfig):
     "The shape of CFTN v2, the `BiHemisphericBrain`; `layers` is that of each tower."
     bridge_ratio: float = Field(1 / 3, gt=0, le=1)   # share of the layers that bridges join
-    first_bridge: int | None = Field(None, ge=0)     # the first of these layers; None: in the middle
+    first_bridge: int | None = Field(None, ge=0)     # the first of these layers, from 0; None: in the middle
     mlp_ratio: float = Field(4.0, gt=0)
 
     @property

@@ -432,9 +432,9 @@ class BiHemisphericBrain(GenerationMixin, BrainTowers):
     """CFTN v2: draws codes from captions in one pass that decides on the way, or in several that go on from
     each other (after MaskGIT, arXiv 2202.04200), and writes captions for codes.
 
-    `config` is a `BrainConfig`: width, heads and layers of each tower, the share of bridges, dropout of
-    captions. `shape` is a `PriorShape`: K codes on a grid of h x w = N places, V tokens, at most
-    `max_length` to a caption.
+    `config` is a `BrainConfig`: width, heads and layers of each tower, the share of bridges and where they
+    begin, dropout of captions. `shape` is a `PriorShape`: K codes on a grid of h x w = N places, V tokens,
+    at most `max_length` to a caption.
     """
     defaults = BrainSampling(temperature=0.5)
 

@@ -33,15 +33,15 @@ def check_images(images, f):
     return images
 
 def check_codes(codes, size):
-    """`codes`, an integer tensor `(B, h, w)`, if each is a number in [0, `size`); else raises `VQGenError`.
+    """`codes` `(B, h, w)`, int64 or int32, if each is in [0, `size`); else raises `VQGenError`.
 
-    Does not look at the values on another device than a CPU, which the host would have to wait for.
+    Values are checked on a CPU only: on a GPU the host would have to wait for them.
     """
-    if codes.ndim != 3 or codes.is_floating_point():
+    if codes.ndim != 3 or codes.dtype not in (torch.int64, torch.int32):
         raise VQGenError(f"expected codes as whole numbers (B, h, w), got {codes.dtype} {tuple(codes.shape)}")
     if codes.device.type == "cpu" and ((codes < 0) | (codes >= size)).any():
         raise VQGenError(f"expected codes from 0 to {size - 1}, got {codes.min()} to {codes.max()}: "
-                         "decode them by the VQ-VAE that made them, once all are decided")
+                         "decode them by the VQ-VAE that made them (-1 means not yet decided)")
     return codes
 
 # %% ../../nbs/14_vqvae.model.ipynb #edcd981e
@@ -50,7 +50,7 @@ class VQVAE(nn.Module):
 
     The VQ-VAE of arXiv 1711.00937. `config`, a `VQVAEConfig`, says how wide it is, f (`downsample`) and K
     (`codebook_size`). Tensors may be on any device. Raises `VQGenError` for images that have not three
-    channels or a side that f does not divide, and, on a CPU, for NaN or infinity and for codes from K on.
+    channels or a side that f does not divide, and, on a CPU, for NaN, infinity and codes outside [0, K).
     """
     def __init__(self, config: VQVAEConfig):
         super().__init__()
