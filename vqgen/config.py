@@ -122,10 +122,10 @@ class BrainConfig(PriorConfig):
 
     @model_validator(mode="after")
     def _bridges_fit(self):
-        surplus = self.bridged_layers.stop - self.layers
-        if surplus > 0:
-            raise ValueError(f"the last {surplus} of {len(self.bridged_layers)} bridges have no layer: "
-                             f"first_bridge can be {self.first_bridge - surplus} at most")
+        count = len(self.bridged_layers)
+        if self.bridged_layers.stop > self.layers:
+            raise ValueError(f"{count} bridges from layer {self.first_bridge} on do not fit {self.layers} "
+                             f"layers: first_bridge can be {self.layers - count} at most")
         return self
 
 # %% ../nbs/82_config.ipynb #94979c2c
