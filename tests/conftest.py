@@ -1,9 +1,11 @@
-"A cache of their own for all tests: what they build must not depend on, or end in, the user's."
+"Caches of their own for all tests: what they build must not depend on, or end in, the user's."
 import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
+def own_caches(tmp_path_factory):
+    "The package's; and torch.compile's, whose kernels of another processor would give other numbers."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VQGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("VQGEN_CACHE", "TORCHINDUCTOR_CACHE_DIR"):
+            patch.setenv(name, str(tmp_path_factory.mktemp("cache")))
         yield

@@ -53,7 +53,7 @@ def losses(folder):
 
 
 @pytest.mark.parametrize("model", [name for name in FITS if name in ("vqvae", "lstm", "transformer")])
-def test_two_processes_follow_the_curve_of_one(own_cache, tmp_path, model):
+def test_two_processes_follow_the_curve_of_one(own_caches, tmp_path, model):
     "The joined batch in one process, its halves in two: the same losses, the same weights, a single writer."
     changes = {"steps": 20, "eval_every": 2, "save_every": 10, "chance": False}
     fit(model, tmp_path / "one", 1, **changes)
@@ -67,13 +67,13 @@ def test_two_processes_follow_the_curve_of_one(own_cache, tmp_path, model):
 
 
 @pytest.mark.parametrize("model", [name for name in FITS if name != "vqvae"])
-def test_priors_train_in_two_processes(own_cache, tmp_path, model):
+def test_priors_train_in_two_processes(own_caches, tmp_path, model):
     "Also where a loss leaves parts of the model unused, and where each process draws masks of its own."
     first, second = fit(model, tmp_path, 2, steps=12, eval_every=4)
     assert first["weights"] == second["weights"] and not second["written"]
 
 
-def test_batch_that_cannot_be_shared_is_refused(own_cache, tmp_path):
+def test_batch_that_cannot_be_shared_is_refused(own_caches, tmp_path):
     together = start([sys.executable, __file__, "vqvae", tmp_path, json.dumps({"batch_size": 7})])
     for process in together:
         out, err = process.communicate(timeout=120)
@@ -88,7 +88,7 @@ def command(tmp_path):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_run(own_cache, tmp_path, victim):
+def test_a_killed_process_ends_the_run(own_caches, tmp_path, victim):
     "Within a minute, with a sentence; the same command goes on from the last checkpoint."
     together = start(command(tmp_path))
     seen = ""
@@ -106,7 +106,7 @@ def test_a_killed_process_ends_the_run(own_cache, tmp_path, victim):
     assert list((tmp_path / "run/vqvae/state/vqvae").glob("step-*"))
 
 
-def test_torchrun_and_sigterm(own_cache, tmp_path):
+def test_torchrun_and_sigterm(own_caches, tmp_path):
     "As a preemptible machine does it: SIGTERM at the launcher saves, and the same command goes on."
     own = ("--run", tmp_path / "run")   # torchrun takes --run for one of its own
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",

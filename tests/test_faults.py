@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 # --- damaged checkpoints ---
 
 @pytest.fixture(scope="module")
-def whole(own_cache, tmp_path_factory):
+def whole(own_caches, tmp_path_factory):
     "A training in one go."
     folder = tmp_path_factory.mktemp("whole")
     train_plain(folder)
@@ -52,7 +52,7 @@ def whole(own_cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stopped(own_cache, tmp_path_factory):
+def stopped(own_caches, tmp_path_factory):
     "The same, stopped in step 6: it has checkpoints of the steps 4 and 6."
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(VQGenError): train_plain(folder, lambda data: Stopping(data, 6))
@@ -147,7 +147,7 @@ def test_checkpoint_cannot_run_code(tmp_path):
 # --- damaged models ---
 
 @pytest.fixture(scope="module")
-def trained(own_cache, tmp_path_factory):
+def trained(own_caches, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     train_plain(folder, steps=2)
     return folder

@@ -19,7 +19,7 @@ DEATHS = 10
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", FITS)
-def test_killed_ten_times_is_as_never_killed(own_cache, model, tmp_path):
+def test_killed_ten_times_is_as_never_killed(own_caches, model, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                    "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     result = subprocess.run([sys.executable, __file__, model, str(tmp_path)], cwd=Path(__file__).parent,

@@ -72,7 +72,7 @@ def config_of(run):
 
 
 @pytest.fixture(scope="module")
-def run(own_cache, tmp_path_factory):
+def run(own_caches, tmp_path_factory):
     "A VQ-VAE and CFTN v2, both trained with wandb offline."
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_SILENT", "true")
@@ -112,7 +112,7 @@ def test_wandb_is_told_gates_and_captioned_drawings_of_each_stage(run):
         assert last[f"{stage}/samples/captions"][0].startswith("a ")
 
 
-def test_a_resumed_training_continues_the_same_run(own_cache, tmp_path):
+def test_a_resumed_training_continues_the_same_run(own_caches, tmp_path):
     fit = FITS["vqvae"]
     refusal(fit, tmp_path, lambda data: Stopping(data, 5), tracking=OFFLINE)
     fit(tmp_path, tracking=OFFLINE)
@@ -122,7 +122,7 @@ def test_a_resumed_training_continues_the_same_run(own_cache, tmp_path):
     assert max(history(runs[0])) == 5 and max(history(runs[1])) == 9
 
 
-def test_tensorboard_by_name(own_cache, tmp_path):
+def test_tensorboard_by_name(own_caches, tmp_path):
     "With it installed its files are there; without it a line says so and the training goes on."
     fit = FITS["vqvae"]
     fit(tmp_path, tracking=TrackingConfig(mode="offline", tracker="tensorboard"))
@@ -131,12 +131,12 @@ def test_tensorboard_by_name(own_cache, tmp_path):
     assert (tmp_path / "model.safetensors").exists()
 
 
-def test_unknown_tracker_is_refused(own_cache, tmp_path):
+def test_unknown_tracker_is_refused(own_caches, tmp_path):
     said = refusal(FITS["vqvae"], tmp_path, tracking=TrackingConfig(mode="offline", tracker="wandbb"))
     assert "wandbb" in said
 
 
-def test_a_tracker_that_breaks_is_left_out(own_cache, tmp_path, capsys):
+def test_a_tracker_that_breaks_is_left_out(own_caches, tmp_path, capsys):
     "Its folder is taken by a file: one line, and the training ends as ever."
     (tmp_path / "wandb").write_text("in the way", "utf-8")
     _, lines = FITS["vqvae"](tmp_path, tracking=OFFLINE)
@@ -144,7 +144,7 @@ def test_a_tracker_that_breaks_is_left_out(own_cache, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_without_the_package_the_training_goes_on(own_cache, tmp_path):
+def test_without_the_package_the_training_goes_on(own_caches, tmp_path):
     "A real process in which wandb cannot be imported."
     (tmp_path / "hidden/wandb").mkdir(parents=True)
     (tmp_path / "hidden/wandb/__init__.py").write_text("raise ImportError('not here')", "utf-8")

@@ -38,13 +38,13 @@ from vqgen.vqvae.model import VQVAE
 
 
 @pytest.fixture(params=FITS)
-def fit(request, own_cache):
+def fit(request, own_caches):
     "A function `fit(folder, wrap, **changes)` that trains a fresh model; returns it and its history."
     return FITS[request.param]
 
 
 @pytest.fixture(scope="module")
-def whole_run(own_cache, tmp_path_factory):
+def whole_run(own_caches, tmp_path_factory):
     "A run folder with both models trained."
     run = tmp_path_factory.mktemp("whole")
     train_vqvae(CONFIG, run)
@@ -181,7 +181,7 @@ def test_batch_that_has_no_equal_parts_is_refused(tmp_path):
     assert "batch_size 8" in said and "3" in said
 
 
-def test_processes_that_read_data_change_nothing(own_cache, tmp_path):
+def test_processes_that_read_data_change_nothing(own_caches, tmp_path):
     "Nor does an interruption among them: what is mirrored depends on seed and step alone."
     FITS["vqvae"](tmp_path / "whole")
     FITS["vqvae"](tmp_path / "workers", num_workers=2)
@@ -412,7 +412,7 @@ def test_finished_run_stays_as_it_is(whole_run, tmp_path):
     assert contents(run) == before
 
 
-def test_tokenizer_is_the_same_each_time(own_cache):
+def test_tokenizer_is_the_same_each_time(own_caches):
     "A second tokenizer with other numbers for the words would turn a resumed training's captions into noise."
     made = {train_tokenizer(splits()[0].captions, CONFIG.text).backend_tokenizer.to_str() for _ in range(5)}
     assert len(made) == 1
