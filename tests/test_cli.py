@@ -133,6 +133,7 @@ def test_fresh_loses_nothing_where_the_training_cannot_begin(copy, config):
         assert contents(copy / "vqvae") == before
 
 
+@pytest.mark.slow
 def test_demo_ends_with_a_gallery_and_figures(run, config):
     "Interrupted while it measures, and started again: what is trained stays, what was half done is finished."
     weights = [run / model / "model.safetensors" for model in ("vqvae", "cftn-v2")]
@@ -159,6 +160,7 @@ def test_demo_ends_with_a_gallery_and_figures(run, config):
     assert done == 150
 
 
+@pytest.mark.slow
 def test_evaluate_prints_a_table(run):
     "Figures of the run and a line for each set of pictures; nothing but the judge's training is written."
     result = vqgen("evaluate", "--run", run, "--count", 6)
