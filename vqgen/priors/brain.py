@@ -147,8 +147,9 @@ class BrainTowers(nn.Module):
                 "feature_dim": shape.feature_dim}   # of a frozen text encoder; 0: there is none
         self.text_tower = Tower(shape.vocab_size, shape.max_length, *sizes, **text)
         self.image_tower = Tower(shape.codebook_size + 1, places, *sizes)
-        self.first_bridge, self.last_bridge = config.bridged_layers[0], config.bridged_layers[-1]
-        bridges = (CallosalLayer(width, config.heads) for _ in config.bridged_layers)
+        bridged = config.bridged_layers
+        self.first_bridge, self.last_bridge = bridged[0], bridged[-1]
+        bridges = (CallosalLayer(width, config.heads) for _ in bridged)
         self.bridges = nn.ModuleList(bridges).apply(initialise)
         self.code_head = nn.Linear(width, shape.codebook_size)
         self.caption_head = nn.Linear(width, shape.vocab_size)

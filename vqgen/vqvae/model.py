@@ -68,7 +68,7 @@ class VQVAE(nn.Module):
     @on_model_device
     def decode(self, codes):
         "The images `(B, 3, f h, f w)`, in [-1, 1], of `codes` `(B, h, w)`."
-        check_codes(codes, self.config.codebook_size)
+        codes = check_codes(codes, self.config.codebook_size)
         return self.decoder(self.quantizer.decode(codes)).clamp(-1, 1)
 
     @on_model_device
