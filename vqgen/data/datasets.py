@@ -25,16 +25,30 @@ from tqdm import tqdm
 
 from .avatars import avatar_examples, hold_out
 from .emoji import emoji_examples
-from .sources import open_picture, read_source
+from .sources import open_picture, read_source, why_unreadable
 from .styles import style_examples
 from ..errors import VQGenError
 from ..files import write_atomically
 
 # %% ../../nbs/60_data.datasets.ipynb #0f1d4d6c
+def _eight_bits(picture):
+    "A grey picture of 16 or 32 bits, or of fractions, as one of 8 bits; raises `ValueError` for others."
+    values = np.asarray(picture)
+    if picture.mode.startswith("I;16"): return Image.fromarray((values >> 8).astype(np.uint8))
+    low, high = values.min(), values.max()
+    limits = [255, 65535] if picture.mode == "I" else [1, 255, 65535]   # what is white
+    white = next((limit for limit in limits if high <= limit), None)
+    if white is None or not low >= 0:   # NaN is not, either
+        raise ValueError(f"its values go from {low:.4g} to {high:.4g}, not from 0 to 1, 255 or 65535")
+    return Image.fromarray((values * (255 / white)).astype(np.uint8))
+
 def to_square(picture, size):
-    "Any Pillow picture as `size` x `size` RGB: upright, flattened on white, centre-cropped and resized."
+    """Any Pillow picture as `size` x `size` RGB: upright, flattened on white, centre-cropped and resized.
+
+    Raises `ValueError` where a picture of 32-bit numbers has none of the usual ranges (to 1, 255 or 65535).
+    """
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"): picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode.startswith(("I", "F")): picture = _eight_bits(picture)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -46,11 +60,10 @@ def to_square(picture, size):
 # %% ../../nbs/60_data.datasets.ipynb #01000001
 def read_picture(path, size):
     "The picture in file `path` as (3, `size`, `size`) in [-1, 1]; raises `VQGenError` where there is none."
-    if not Path(path).is_file(): raise VQGenError(f"there is no file {path}: name a picture")
-    try: square = to_square(Image.open(path), size)
+    try: square = to_square(open_picture({"bytes": None, "path": path}), size)
     except Exception as fault:   # Pillow fails in a dozen ways
-        reason = type(fault).__name__
-        raise VQGenError(f"{path} can't be read as a picture ({reason}): give a PNG or JPEG file") from None
+        raise VQGenError(f"{path} can't be read as a picture ({why_unreadable(fault)}): "
+                         "give a PNG or JPEG file") from None
     return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 127.5 - 1
 
 # %% ../../nbs/60_data.datasets.ipynb #42b2f13f

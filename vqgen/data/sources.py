@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['open_picture', 'why_unreadable', 'read_source']
 
-# %% ../../nbs/64_data.sources.ipynb #97011bac
+# %% ../../nbs/64_data.sources.ipynb #be6df118
 import csv
 import glob
 import io
 import json
 import os
 import re
+import tarfile
 import textwrap
 import unicodedata
 from bisect import bisect_right
@@ -183,18 +184,20 @@ def _file_split(name):
     words = re.split(r"[-._ /0-9]+", name)
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "train")
 
-# %% ../../nbs/64_data.sources.ipynb #705196db
+# %% ../../nbs/64_data.sources.ipynb #4bbc4e2d
 @contextmanager
 def _quiet():
     "Keep the progress bars and warnings of `datasets` back inside the `with` block."
     import datasets
-    bars, level = not datasets.utils.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    from huggingface_hub.utils import logging as hub_logging
+    had_bars, loggers = not datasets.utils.are_progress_bars_disabled(), [datasets.logging, hub_logging]
+    levels = [logger.get_verbosity() for logger in loggers]
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    for logger in loggers: logger.set_verbosity(logger.CRITICAL)
     try: yield
     finally:
-        datasets.logging.set_verbosity(level)
-        if bars: datasets.enable_progress_bars()
+        for logger, level in zip(loggers, levels): logger.set_verbosity(level)
+        if had_bars: datasets.enable_progress_bars()
 
 def _reason(fault, path="\0"):
     "The first line of the exception that stands at the root of `fault`, shortened, and without `path`."
@@ -202,7 +205,7 @@ def _reason(fault, path="\0"):
     words = (str(fault).replace(path, "it").strip().splitlines() or ["it is damaged"])[0]
     return textwrap.shorten(words, 90, placeholder=" ...").rstrip(".")
 
-# %% ../../nbs/64_data.sources.ipynb #97bb3663
+# %% ../../nbs/64_data.sources.ipynb #e67547e7
 def _load_files(config, loader, files, root, cache_dir):
     "A dict from split names to tables of the local `files`, paths below the folder `root`."
     import datasets
@@ -221,6 +224,8 @@ def _first_rows(loader, files):
     "Pairs of a file's name and its first row, for `_row_name`; raises `VQGenError` for one that is damaged."
     import pyarrow as pa
     import pyarrow.parquet as pq
+    damaged = [file for file in files if loader == "webdataset" and not tarfile.is_tarfile(file)]
+    if damaged: raise VQGenError(f"{damaged[0]} is not a tar file, or it is damaged: get it again")
     if loader != "parquet": return [(os.path.basename(files[0]), 0)]
     pairs, rows = [], 0
     for file in files:
@@ -242,7 +247,7 @@ def _webdataset_columns(config, features):
     if config.caption_column not in features and texts: changes["caption_column"] = texts[0]
     return config.model_copy(update=changes)
 
-# %% ../../nbs/64_data.sources.ipynb #be64edac
+# %% ../../nbs/64_data.sources.ipynb #48678d67
 def _saved_tables(config, path):
     "The tables of a folder written by `save_to_disk`."
     import datasets
@@ -260,14 +265,30 @@ def _hub_tables(config):
     options = {"revision": config.revision or None, "streaming": config.streaming}
     try: found = datasets.load_dataset(config.source, **options)
     except Exception as fault:   # network, login, name, format: each library below has its own exceptions
-        raise VQGenError(f"data.source {config.source!r} is not built in (avatars, emoji), not on this disk, "
-                         f"and the Hub gave none: {_reason(fault)}; check name, network and login") from None
+        raise VQGenError(_hub_sentence(config, fault)) from None
     return found
 
-# %% ../../nbs/64_data.sources.ipynb #b0c3eca7
+def _hub_sentence(config, fault):
+    "Why the Hub gave no data set, and what to do, from the exception `fault`."
+    import datasets
+    about = f"data.source {config.source!r} is not built in (avatars, emoji), not on this disk, "
+    if isinstance(fault, ConnectionError):
+        reason = "HF_HUB_OFFLINE is set" if datasets.config.HF_HUB_OFFLINE else "the Hub can't be reached"
+        return f"{about}not in the cache, and {reason}: check the name and the network"
+    if isinstance(fault, datasets.exceptions.DatasetNotFoundError):
+        revision = f" at {config.revision!r}" if config.revision else ""
+        return f"{about}and the Hub shows none{revision}: check the name, and log in for private sets"
+    return (f"data.source {config.source!r} can't be read from the Hub ({_reason(fault)}): clone it, "
+            "and name the files or folder to read")
+
+# %% ../../nbs/64_data.sources.ipynb #a38efe10
 _PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
 def _is_hidden(name): return name.startswith(".") or name == "__MACOSX"
+
+def _plain(path):
+    "The `path` with each letter as one character: macOS and others write é differently."
+    return unicodedata.normalize("NFC", str(path))
 
 def _walk(folder):
     "All files below `folder`, as sorted paths relative to it; links are followed, hidden files left out."
@@ -288,24 +309,25 @@ def _read_text(path, encoding):
     except OSError as fault: raise VQGenError(f"{path} can't be read: {fault.strerror}") from None
     return _decode(data, encoding, path)
 
-# %% ../../nbs/64_data.sources.ipynb #5d70b9d2
+# %% ../../nbs/64_data.sources.ipynb #236ffc29
 def _text_captions(folder, files, encoding):
     "A dict from the pictures among `files`, relative to `folder`, to the captions in text files beside them."
     texts = [path for path in files if path.suffix.lower() in (".txt", ".caption")]
-    known = {**{str(path).lower(): path for path in texts}, **{str(path): path for path in texts}}
+    known = {**{_plain(path).lower(): path for path in texts}, **{_plain(path): path for path in texts}}
     captions = {}
     for path in files:
         if path.suffix.lower() not in _PICTURES: continue
         ends = [path.stem + ".txt", path.stem + ".caption", path.name + ".txt", path.name + ".caption"]
-        names = [str(path.with_name(end)) for end in ends]
+        names = [_plain(path.with_name(end)) for end in ends]
         beside = [known.get(name, known.get(name.lower())) for name in names]
         text = next((found for found in beside if found is not None), None)
         captions[path.as_posix()] = [_read_text(folder / text, encoding).strip() if text else ""]
     return captions if any(map(any, captions.values())) else {}
 
-# %% ../../nbs/64_data.sources.ipynb #f355764e
+# %% ../../nbs/64_data.sources.ipynb #362304b5
 def _csv_rows(text, where):
     "Pairs of a row's number, as spreadsheets count, and its dict; raises `VQGenError` for uneven rows."
+    text = re.sub(r"\Asep=.\r?\n", "", text)   # Excel's own first line
     first = text.split("\n", 1)[0]
     fields = {mark: [field.strip(' "\r') for field in first.split(mark)] for mark in ",;\t"}
     mark = max(fields, key=lambda mark: ("file_name" in fields[mark], len(fields[mark])))
@@ -317,7 +339,8 @@ def _csv_rows(text, where):
         for number, row in enumerate(reader, 2):
             if row and len(row) != len(header):
                 name = "a tab" if mark == "\t" else repr(mark)
-                raise VQGenError(f"{where} row {number} has {len(row)} fields, {len(header)} expected: "
+                count = "1 field" if len(row) == 1 else f"{len(row)} fields"
+                raise VQGenError(f"{where} row {number} has {count}, {len(header)} expected: "
                                  f"put captions that hold {name} in double quotes")
             if row: rows.append((number, dict(zip(header, row))))
     except csv.Error as fault:
@@ -339,7 +362,7 @@ def _json_rows(text, where):
         rows.append((number, row))
     return rows
 
-# %% ../../nbs/64_data.sources.ipynb #12182ba6
+# %% ../../nbs/64_data.sources.ipynb #104c23ed
 def _picture_of(row, table, known, where):
     "The picture that `row` of `table` names, a path relative to the folder; `known` finds the files there."
     name = row["file_name"]
@@ -349,13 +372,13 @@ def _picture_of(row, table, known, where):
         if os.path.isabs(path) or path.split(os.sep)[0] == "..":
             raise VQGenError(f"{where} names {textwrap.shorten(name, 80)!r}, outside of the data's folder: "
                              "move the picture in, and name it relative to the table")
-        found = known.get(unicodedata.normalize("NFC", path))   # macOS and others write é differently
+        found = known.get(_plain(path))
         if found is not None: return found
     return os.path.normpath(os.path.join(table.parent, name))
 
 def _table_captions(config, folder, tables, files):
     "A dict from pictures, paths relative to `folder`, to their captions in the metadata `tables`."
-    known = {unicodedata.normalize("NFC", str(path)): path.as_posix() for path in files}
+    known = {_plain(path): path.as_posix() for path in files}
     captions = {}
     for table in tables:
         text, path = _read_text(folder / table, config.encoding), folder / table
@@ -370,7 +393,7 @@ def _table_captions(config, folder, tables, files):
             found += [caption for caption in new if caption not in found]
     return captions
 
-# %% ../../nbs/64_data.sources.ipynb #69bd65d5
+# %% ../../nbs/64_data.sources.ipynb #5e5d4cab
 _TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 
 def _folder_splits(config, folder, files):
@@ -393,12 +416,15 @@ def _folder_splits(config, folder, files):
 def _picture_table(config, folder, captions):
     "The data set of the pictures below `folder` that `captions`, a dict, names."
     import datasets
+    for path in captions:
+        if not re.search("[\ud800-\udfff]", path): continue
+        raise VQGenError(f"{folder}: the file name {ascii(path)} is not UTF-8: rename the file")
     images = [{"bytes": None, "path": str(folder / path)} for path in captions]
     rows = {"image": images, "captions": list(captions.values()), "name": list(captions)}
     table = datasets.Dataset.from_dict(rows, features=_features())
     return table.to_iterable_dataset() if config.streaming else table
 
-# %% ../../nbs/64_data.sources.ipynb #0bb5f2b8
+# %% ../../nbs/64_data.sources.ipynb #25ddbe4f
 _LOADERS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
             ".tar": "webdataset"}
 
@@ -412,10 +438,10 @@ def _find_tables(config, path):
         suffixes.setdefault(_LOADERS.get(os.path.splitext(file)[1].lower()), []).append(file)
     suffixes.pop(None, None)
     if len(suffixes) < 2: return next(iter(suffixes.items()), (None, []))
-    raise VQGenError(f"{config.source} holds files for {' and '.join(suffixes)}: name one kind, such as "
-                     f"{os.path.join(config.source, '*.parquet')}")
+    raise VQGenError(f"{config.source} holds files for {' and '.join(suffixes)}: name one kind by a pattern, "
+                     "such as its /**/*.parquet")
 
-# %% ../../nbs/64_data.sources.ipynb #6597b2f1
+# %% ../../nbs/64_data.sources.ipynb #67ba976f
 def _open_tables(config, path, cache_dir):
     "A dict from split names to pairs of a table and its files (see `_row_name`), and the columns' `config`."
     notes = [os.path.join(path, note) for note in ("dataset_info.json", "dataset_dict.json")]
@@ -438,8 +464,9 @@ def _check_exists(config, path):
         if glob.glob(path, recursive=True): return
         raise VQGenError(f"data.source {config.source!r}: no file here has such a name")
     known = os.path.splitext(path)[1].lower() in {*_LOADERS, *_PICTURES, ".csv", ".jsonl", ".zip"}
-    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", config.source) and not known: return
-    raise VQGenError(f"data.source {config.source!r}: there is no such file or folder")
+    if re.fullmatch(r"[\w-][\w.-]{,95}(/[\w-][\w.-]{,95})?", config.source) and not known: return
+    source = config.source[:150] + "..." * (len(config.source) > 150)
+    raise VQGenError(f"data.source {source!r}: there is no such file or folder")
 
 # %% ../../nbs/64_data.sources.ipynb #118d0605
 def read_source(config, cache_dir=None):
