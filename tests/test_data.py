@@ -413,6 +413,10 @@ def test_equal_captions_stay_on_one_side(tmp_path):
 # Errors
 
 
+def test_another_split_is_refused():
+    with pytest.raises(VQGenError, match="tset.*train or validation"): load_data(DataConfig(count=60), "tset")
+
+
 def test_too_little_for_two_splits(tmp_path):
     config = write_table(tmp_path / "a.parquet", image=[png()] * 5, text=["a fox"] * 5)
     fails(config, "a.parquet", "train", "validation_fraction")

@@ -1,9 +1,7 @@
 "Pictures as people have them: read as they are meant, or refused in one sentence that names the file."
-import csv
 import io
 import json
 import tarfile
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -111,7 +109,8 @@ def tar(path, numbers=range(6), suffix="txt"):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as file:
         for i in numbers:
-            for name, data in [(f"._{i}.png", b"?"), (f"{i}.png", PICTURES[i]), (f"{i}.{suffix}", WORDS[i].encode())]:
+            caption = WORDS[i].encode()
+            for name, data in [(f"._{i}.png", b"?"), (f"{i}.png", PICTURES[i]), (f"{i}.{suffix}", caption)]:
                 note = tarfile.TarInfo(name)
                 note.size = len(data)
                 file.addfile(note, io.BytesIO(data))
@@ -199,7 +198,7 @@ def test_a_hub_set_is_asked_for_by_name_and_revision(tmp_path, cache, monkeypatc
     hub(monkeypatch, answer)
     options = {"image_column": "picture", "caption_column": "words"}
     assert captions("who/what", cache, revision="v1", **options) == [[word] for word in WORDS]
-    fails("who/what", cache, "who/what", "'image'", "data.image_column", "picture, words", caption_column="words")
+    fails("who/what", cache, "'image'", "data.image_column", "picture, words", caption_column="words")
     assert asked == [("who/what", "v1"), ("who/what", None)]
 
 

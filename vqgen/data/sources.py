@@ -45,7 +45,7 @@ def why_unreadable(fault):
     if isinstance(fault, OSError) and fault.strerror: return fault.strerror
     return textwrap.shorten(str(fault), 90, placeholder=" ...") or "it is damaged"
 
-# %% ../../nbs/64_data.sources.ipynb #6416e5e9
+# %% ../../nbs/64_data.sources.ipynb #a96124ef
 def _decode(data, encoding, where):
     "The text of the bytes `data` of the file or row `where`; raises `VQGenError` if it has another encoding."
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"): encoding = "utf-8-sig"   # drops the mark
@@ -66,7 +66,8 @@ def _captions(value, encoding, where):
     if value is None: return [""]
     if isinstance(value, bytes): value = _decode(value, encoding, where)
     if isinstance(value, (int, float)): value = str(value)
-    if not isinstance(value, str): raise VQGenError(f"{where} holds no caption but a {type(value).__name__}")
+    if not isinstance(value, str):
+        raise VQGenError(f"{where} holds no caption: set data.caption_column to a column of text")
     if re.search("[\ud800-\udfff]", value): raise VQGenError(f"{where} holds half a character: mend it")
     return [value.removeprefix("\ufeff")]
 
@@ -114,18 +115,21 @@ def _describe_rows(batch, indices, files, encoding, labels=None):
     pairs = zip(map(word, batch["captions"]), names)
     return {"captions": [_captions(value, encoding, name) for value, name in pairs], "name": names}
 
-# %% ../../nbs/64_data.sources.ipynb #6afaaee1
+# %% ../../nbs/64_data.sources.ipynb #a8e78e46
+_NO_FILE = "[a-z0-9]+://|data:|iVBORw0KGgo|/9j/|R0lGOD|UklGR"   # addresses; how pictures begin in base64
+
 def _locate(batch, indices, folder, files):
     "The column `image` of a `batch` of file names, relative to `folder`; raises `VQGenError` for others."
     images = []
     for value, i in zip(batch["image"], indices):
-        if value is not None and (re.match(r"[a-z]+:", value) or len(value) > 1000):
-            kind = "a web address" if re.match("(https?|ftp|s3|gs|hf):", value) else "encoded bytes"
+        if value is not None and (re.match(_NO_FILE, value) or len(value) > 1000):
+            kind = "a web address" if re.match("[a-z0-9]+://", value) else "encoded bytes"
             raise VQGenError(f"{_row_name(files, i)} holds {kind}, not a picture: download or decode the "
                              "pictures first, to files or to a column of bytes")
         images.append({"bytes": None, "path": value and os.path.join(folder, value)})
     return {"image": images}
 
+# %% ../../nbs/64_data.sources.ipynb #3daa58e4
 def _features():
     "The three columns that a source gives."
     import datasets
@@ -238,7 +242,7 @@ def _webdataset_columns(config, features):
     if config.caption_column not in features and texts: changes["caption_column"] = texts[0]
     return config.model_copy(update=changes)
 
-# %% ../../nbs/64_data.sources.ipynb #783efb79
+# %% ../../nbs/64_data.sources.ipynb #be64edac
 def _saved_tables(config, path):
     "The tables of a folder written by `save_to_disk`."
     import datasets
@@ -246,8 +250,9 @@ def _saved_tables(config, path):
     except Exception as fault:   # the library's exceptions are many
         raise VQGenError(f"{path} can't be read as a saved data set: {_reason(fault, path)}") from None
     tables = found if isinstance(found, dict) else {"train": found}
-    if config.streaming: return {split: table.to_iterable_dataset() for split, table in tables.items()}
-    return tables
+    tables = {split: table.with_format(None) for split, table in tables.items()}
+    if not config.streaming: return tables
+    return {split: table.to_iterable_dataset() for split, table in tables.items()}
 
 def _hub_tables(config):
     "The tables of a data set on the Hugging Face Hub."
@@ -283,7 +288,7 @@ def _read_text(path, encoding):
     except OSError as fault: raise VQGenError(f"{path} can't be read: {fault.strerror}") from None
     return _decode(data, encoding, path)
 
-# %% ../../nbs/64_data.sources.ipynb #a24f5fa0
+# %% ../../nbs/64_data.sources.ipynb #5d70b9d2
 def _text_captions(folder, files, encoding):
     "A dict from the pictures among `files`, relative to `folder`, to the captions in text files beside them."
     texts = [path for path in files if path.suffix.lower() in (".txt", ".caption")]
@@ -291,7 +296,7 @@ def _text_captions(folder, files, encoding):
     captions = {}
     for path in files:
         if path.suffix.lower() not in _PICTURES: continue
-        ends = [f"{stem}{suffix}" for stem in (path.stem, path.name) for suffix in (".txt", ".caption")]
+        ends = [path.stem + ".txt", path.stem + ".caption", path.name + ".txt", path.name + ".caption"]
         names = [str(path.with_name(end)) for end in ends]
         beside = [known.get(name, known.get(name.lower())) for name in names]
         text = next((found for found in beside if found is not None), None)
