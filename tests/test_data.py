@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
+from vqgen import cli
 from vqgen.config import DataConfig
 from vqgen.data import datasets as built
 from vqgen.data import mapped
@@ -40,6 +41,7 @@ from vqgen.data.datasets import (
     to_square,
 )
 from vqgen.data.emoji import base_of, emoji_examples
+from vqgen.data.report import contact_sheet, describe_data
 from vqgen.data.styles import (
     color_name,
     describe_style,
@@ -592,3 +594,26 @@ def test_views_are_functions_of_index_and_number():
 
 def test_views_that_do_not_differ_are_refused():
     fails(DataConfig(count=20, views=2), "data.flip", "data.crop")
+
+
+# The report
+
+def test_the_report_says_what_was_found_and_the_sheet_shows_it(tmp_path, capsys):
+    pictures, words = [png((i, 0, 0), (12, 30)) for i in range(39)], [f"shade {i}" for i in range(39)]
+    config = write_table(tmp_path / "a.parquet", image=[*pictures, b"?"], text=[*words, "a fox"])
+    with pytest.warns(UserWarning): report = describe_data(config)
+    for words in ["40 examples", "35 train, 4 validation, by the captions' hash", "width 12; height 30",
+                  "39 different", "39 pictures are enlarged", "a.parquet row 39"]: assert words in report
+    assert describe_data(config) == report and not capsys.readouterr().out
+    assert contact_sheet(config, 12).size[0] > 1000
+
+
+def test_the_command_says_where_the_sheet_is(tmp_path, capsys, monkeypatch):
+    write_folder(tmp_path / "own")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["vqgen", "data", "--data.source", "own", "--data.image_size", "16", "--name", "mine"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit): cli.main()
+    out = capsys.readouterr().out
+    assert "20 examples" in out and "runs/mine/data.png" in out
+    assert Image.open("runs/mine/data.png").width > 1000

@@ -69,7 +69,8 @@ def _source_files(config, path):
     """
     notes = [os.path.join(path, note) for note in ("dataset_info.json", "dataset_dict.json")]
     if any(map(os.path.isfile, notes)):   # made by save_to_disk; caches may have come later
-        shards = [name for name in _walk(path) if name.suffix == ".arrow" and not name.name.startswith("cache-")]
+        shards = [name for name in _walk(path)
+                  if name.suffix == ".arrow" and not name.name.startswith("cache-")]
         return {str(name): os.path.join(path, name) for name in shards}, []
     tables = _find_tables(config, path)[1]
     if len(tables) == 1: return {"": tables[0]}, []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUILT_IN', 'IN_MEMORY', 'to_square', 'read_picture', 'broken_limit', 'cache_dir', 'data_fingerprint',
-           'describe_facts', 'build_data', 'crop_images', 'CaptionedImages', 'load_data']
+           'describe_facts', 'build_data', 'read_facts', 'crop_images', 'CaptionedImages', 'load_data']
 
 # %% ../../nbs/60_data.datasets.ipynb #d6998be6
 import contextlib
@@ -281,10 +281,10 @@ def build_data(config):
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(config, folder)
         with contextlib.suppress(OSError): lock.unlink()
-    _check_broken(config, _read_facts(folder))
+    _check_broken(config, read_facts(folder))
     return folder
 
-def _read_facts(folder):
+def read_facts(folder):
     "The facts of the set in `folder`; raises `VQGenError` where they are damaged."
     facts = read_json(folder / "facts.json")
     if {"files", "rows", "broken", "fingerprint"} <= facts.keys(): return facts
@@ -377,11 +377,11 @@ def load_data(config, split="train"):
     if config.views > 1 and not (config.flip or config.crop):
         raise VQGenError(f"data.views is {config.views}, but all views are alike: set data.flip or data.crop")
     folder = build_data(config)
-    facts, size = _read_facts(folder), config.image_size
+    facts, size = read_facts(folder), config.image_size
     paths = [folder / name for name in facts["files"]]
     try: rows = np.load(folder / f"{split}.npy", allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        raise VQGenError(f"{folder / split}.npy is damaged: delete its folder, and it is built anew") from None
+        raise VQGenError(f"{folder / split}.npy is damaged: delete its folder to build it anew") from None
     pixels = MappedPictures(paths, rows, size)
     columns = _columns(folder, facts["files"], ["captions", "attributes"])
     lists = [columns["captions"][row] for row in rows]

@@ -53,7 +53,7 @@ def open_table(path, mapped=None):
     raise VQGenError(f"{path} is damaged: delete its folder, and it is built again")
 
 def _places(table, mapped, length):
-    "Where in the file `mapped` the pixels of each row begin, int64 (N,); -1 where they have another `length`."
+    "Where in the file `mapped` the pixels of each row begin, int64 (N,); -1 where they have not `length`."
     base, places = np.frombuffer(mapped, np.uint8).ctypes.data, []
     for chunk in table.column("pixels").chunks:
         _, offsets, data = chunk.buffers()
