@@ -12,6 +12,7 @@ __all__ = ['PRIOR_SECTIONS', 'Config', 'Section', 'DataConfig', 'VQVAEConfig', '
 # %% ../nbs/82_config.ipynb #e42d3142
 import difflib
 import re
+import reprlib
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,10 +23,42 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from .errors import VQGenError
 
+# %% ../nbs/82_config.ipynb #6add68c1
+def _nearest_key(path, model):
+    "The known key of the same section of `model` that looks most like the last part of `path`, or None."
+    for part in path[:-1]: model = model.model_fields[part].annotation
+    match = difflib.get_close_matches(str(path[-1]), model.model_fields, n=1, cutoff=0.5)
+    return ".".join([*map(str, path[:-1]), *match]) if match else None
+
+def _describe(error, model):
+    "One sentence for one of pydantic's errors."
+    path = error["loc"]
+    key = ".".join(map(str, path))
+    if error["type"] == "extra_forbidden":
+        nearest = _nearest_key(path, model)
+        return f"unknown key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
+    if error["type"] == "missing": return f"{key!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if not key or error["type"] == "value_error": return message
+    return f"{key} = {reprlib.repr(error['input'])}: {message}"
+
+def _sentence(fault, model, where):
+    "The `VQGenError` that names every error of pydantic's `fault`, found in a `model`, after `where`."
+    return VQGenError(f"{where}: {'; '.join(_describe(error, model) for error in fault.errors())}")
+
 # %% ../nbs/82_config.ipynb #2966a2d8
 class Section(BaseModel):
-    "A part of the configuration: typed, immutable, and closed to unknown keys."
+    """A part of the configuration: typed, immutable, and closed to unknown keys.
+
+    Made in Python it raises `VQGenError` that names every fault, as a YAML file does.
+    """
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def __init__(self, **values):
+        try: super().__init__(**values)
+        except ValidationError as fault: raise _sentence(fault, type(self), type(self).__name__) from None
+
+    __init__.__pydantic_base_init__ = True   # it does not make sections within a section: faults add up
 
 # %% ../nbs/82_config.ipynb #5ef900ab
 class DataConfig(Section):
@@ -39,7 +72,7 @@ class DataConfig(Section):
     encoding: str = "utf-8"             # of caption files and CSV tables
     revision: str = ""                  # of a set on the Hub: a branch, tag or commit; empty: the newest
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    max_broken: int | None = Field(None, ge=0)   # unreadable examples to skip; None: 1 % or 3, if that is more
+    max_broken: int | None = Field(None, ge=0)   # unreadable examples to skip; None: 1 %, or 3
     num_proc: int = Field(1, ge=1)      # processes that prepare the pictures
     streaming: bool = False             # read while training what does not fit the disk; nothing is kept
     flip: bool = False                  # mirror at random, except where the caption says left or right
@@ -265,24 +298,6 @@ def training_stages(name):
     fields = config_model().model_fields[section_key(name)].annotation.model_fields
     return [key for key, field in fields.items() if issubclass(field.annotation, TrainConfig)]
 
-# %% ../nbs/82_config.ipynb #6add68c1
-def _nearest_key(path, model):
-    "The known key of the same section of `model` that looks most like the last part of `path`, or None."
-    for part in path[:-1]: model = model.model_fields[part].annotation
-    match = difflib.get_close_matches(str(path[-1]), model.model_fields, n=1, cutoff=0.5)
-    return ".".join([*map(str, path[:-1]), *match]) if match else None
-
-def _describe(error, model):
-    "One sentence for one of pydantic's errors."
-    path = error["loc"]
-    key = ".".join(map(str, path))
-    if error["type"] == "extra_forbidden":
-        nearest = _nearest_key(path, model)
-        return f"unknown key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
-    if error["type"] == "missing": return f"{key!r} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{key} = {error['input']!r}: {message}" if key and error["type"] != "value_error" else message
-
 # %% ../nbs/82_config.ipynb #7f469492
 def parse_section(model, tree, where):
     """The `Section` of type `model` described by the nested dict `tree`.
@@ -290,9 +305,7 @@ def parse_section(model, tree, where):
     Raises `VQGenError` that names every fault, after `where`.
     """
     try: return model.model_validate(tree)
-    except ValidationError as fault:
-        sentences = [_describe(error, model) for error in fault.errors()]
-        raise VQGenError(f"{where}: {'; '.join(sentences)}") from None
+    except ValidationError as fault: raise _sentence(fault, model, where) from None
 
 def parse_config(tree, where="config"):
     "The `Config` described by the nested dict `tree`; raises `VQGenError` that names every fault."

@@ -8,3 +8,4 @@ __all__ = ['VQGenError']
 # %% ../nbs/80_errors.ipynb #1d2f7e2f
 class VQGenError(Exception):
     "An error that the user can mend; its message is one sentence that says how."
+    def _render_traceback_(self): return [f"VQGenError: {self}"]   # what IPython and Jupyter show of it
