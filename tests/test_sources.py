@@ -455,6 +455,32 @@ def test_files_are_splits_by_their_names(names, splits, tmp_path, cache):
     for streaming in (False, True): assert list(read(tmp_path / "set", cache, streaming=streaming)) == splits
 
 
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: [data/a.parquet, "data/b*"]
+  - split: test
+    path: data/held.parquet
+%s---
+"""
+
+
+def test_the_readme_of_a_cloned_set_says_which_files_are_which_split(tmp_path, cache):
+    folder = tmp_path / "set"
+    for name in ["a", "b1", "held", "spare"]: write_table(folder / "data" / f"{name}.parquet")
+    (folder / "README.md").write_text(CARD % "")
+    found = read(folder, cache)
+    assert {split: len(table) for split, table in found.items()} == {"train": 12, "validation": 6}
+    assert found["validation"]["name"][0] == "held.parquet row 0"
+    (folder / "README.md").write_text(CARD % "- config_name: german\n")
+    fails(folder, cache, "several", "default, german", "pattern")
+    for text in ["# no card", "---\n: [\n---\n", "---\nconfigs: 7\n---\n"]:
+        (folder / "README.md").write_text(text)
+        assert len(captions(folder, cache)) == 24
+
+
 def test_a_changed_file_is_read_again(tmp_path, cache):
     for words in (WORDS, WORDS[::-1]):
         path = write_table(tmp_path / "a.parquet", image=PICTURES, text=words)

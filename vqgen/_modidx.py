@@ -191,6 +191,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vqgen.data.report.contact_sheet': ('data.report.html#contact_sheet', 'vqgen/data/report.py'),
                                    'vqgen.data.report.describe_data': ('data.report.html#describe_data', 'vqgen/data/report.py')},
             'vqgen.data.sources': { 'vqgen.data.sources._captions': ('data.sources.html#_captions', 'vqgen/data/sources.py'),
+                                    'vqgen.data.sources._card_splits': ('data.sources.html#_card_splits', 'vqgen/data/sources.py'),
                                     'vqgen.data.sources._check_columns': ('data.sources.html#_check_columns', 'vqgen/data/sources.py'),
                                     'vqgen.data.sources._check_exists': ('data.sources.html#_check_exists', 'vqgen/data/sources.py'),
                                     'vqgen.data.sources._csv_rows': ('data.sources.html#_csv_rows', 'vqgen/data/sources.py'),

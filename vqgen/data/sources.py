@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['open_picture', 'why_unreadable', 'read_source']
 
-# %% ../../nbs/64_data.sources.ipynb #be6df118
+# %% ../../nbs/64_data.sources.ipynb #a22eeb65
 import csv
 import glob
 import io
@@ -17,6 +17,7 @@ import textwrap
 import unicodedata
 from bisect import bisect_right
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -184,6 +185,28 @@ def _file_split(name):
     words = re.split(r"[-._ /0-9]+", name)
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "train")
 
+# %% ../../nbs/64_data.sources.ipynb #8f1b0b6e
+def _card_splits(folder):
+    """Pairs of a pattern of files and their split, as the README of a data set in `folder` names them.
+
+    Raises `VQGenError` if it speaks of several data sets.
+    """
+    from huggingface_hub import metadata_load
+    path = os.path.join(folder, "README.md")
+    try: card = os.path.isfile(path) and metadata_load(path)
+    except Exception: return []   # whatever YAML finds wrong: a README of another kind
+    configs = card.get("configs") if isinstance(card, dict) else None
+    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs): return []
+    if len(configs) > 1:
+        names = _listed([config.get("config_name") for config in configs])
+        raise VQGenError(f"{folder} holds several data sets ({names}): name the files of one by a pattern")
+    parts, pairs = [config.get("data_files") for config in configs], []
+    for part in parts[0] if parts and isinstance(parts[0], list) else []:
+        if not isinstance(part, dict): continue
+        paths, split = part.get("path"), str(part.get("split", "train"))
+        pairs += [(str(path), split) for path in (paths if isinstance(paths, list) else [paths])]
+    return pairs
+
 # %% ../../nbs/64_data.sources.ipynb #4bbc4e2d
 @contextmanager
 def _quiet():
@@ -205,12 +228,17 @@ def _reason(fault, path="\0"):
     words = (str(fault).replace(path, "it").strip().splitlines() or ["it is damaged"])[0]
     return textwrap.shorten(words, 90, placeholder=" ...").rstrip(".")
 
-# %% ../../nbs/64_data.sources.ipynb #e67547e7
+# %% ../../nbs/64_data.sources.ipynb #648b5c60
 def _load_files(config, loader, files, root, cache_dir):
     "A dict from split names to tables of the local `files`, paths below the folder `root`."
     import datasets
-    splits = {}
-    for file in files: splits.setdefault(_file_split(os.path.relpath(file, root)), []).append(file)
+    splits, said = {}, _card_splits(root)
+    for file in files:
+        name = os.path.relpath(file, root)
+        named = [split for pattern, split in said if fnmatch(name, pattern)]
+        split = named[0] if named else _file_split(name)
+        if named or not said: splits.setdefault(split, []).append(file)
+    if not splits: raise VQGenError(f"{config.source} has none of the files that its README names")
     paths = {split: list(map(glob.escape, chosen)) for split, chosen in splits.items()}   # a [1] is a name
     firsts = {split: _first_rows(loader, chosen) for split, chosen in splits.items()}
     try:
