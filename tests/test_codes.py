@@ -1,4 +1,5 @@
 "Arrays on disk: whatever happens to the process or to the file, the array that is read is the right one."
+import itertools
 import os
 import resource
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 from tiny import CONFIG, one_sentence, refusal
 
-from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig
+from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, TrainConfig
 from vqgen.data.cache import cached_array
 from vqgen.data.datasets import load_data
 from vqgen.errors import VQGenError
@@ -18,6 +19,7 @@ from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.priors.codes import CodedCaptions, check_codes, encode_dataset
 from vqgen.priors.curriculum import train_stage
 from vqgen.priors.text import text_shape, train_tokenizer
+from vqgen.training.batches import batches
 from vqgen.vqvae.model import VQVAE
 
 SHAPE, SIZE = (50, 3), 8                                   # seven blocks, the last of two rows
@@ -354,3 +356,42 @@ def test_training_does_not_begin_with_wrong_codes(small, tmp_path):
 
 def test_a_caption_for_each_picture(small):
     assert "3" in refusal(CodedCaptions, small[1].codes, ["one", "two"], small[1].tokenizer)
+
+
+def test_one_of_several_captions_is_drawn_by_seed_and_step():
+    data = load_data(CONFIG.data)
+    lists = [[words, f"second {i}", f"third {i}"] for i, words in enumerate(data.captions)]
+    tokenizer = train_tokenizer([*data.captions, *["second third 0123456789"] * 3], TextConfig())
+    codes = np.arange(len(data))[:, None, None] * np.ones((1, 4, 4), np.int64)
+    pairs = CodedCaptions(codes, lists, tokenizer)
+    assert pairs.captions == data.captions and len(pairs) == len(data) and len(pairs.rows) == 3 * len(data)
+
+    def read(start, count):
+        stream = batches(pairs, TrainConfig(batch_size=8), seed=3, start=start)
+        return [batch for _, batch in itertools.islice(stream, count)]
+    first, again = read(0, 60), read(40, 20)
+    assert all(torch.equal(a["text"].input_ids, b["text"].input_ids) for a, b in zip(first[40:], again))
+    seen = {}
+    for batch in first:
+        words = tokenizer.batch_decode(batch["text"].input_ids, skip_special_tokens=True)
+        for code, caption in zip(batch["codes"][:, 0, 0].tolist(), words):
+            seen.setdefault(code, set()).add(caption)
+    for number, found in seen.items(): assert found <= {" ".join(words.split()) for words in lists[number]}
+    assert max(map(len, seen.values())) == 3
+
+
+def test_views_are_encoded_once_and_drawn():
+    data = load_data(CONFIG.data.model_copy(update={"flip": True, "crop": 0.2, "views": 3}))
+    torch.manual_seed(0)
+    vqvae = VQVAE(CONFIG.vqvae.model)
+    vqvae.loss(data.batch(range(32)))
+    codes, plain = encode_dataset(vqvae.eval(), data, 50, views=3), encode_dataset(vqvae, data)
+    count = len(data)
+    assert len(codes) == 3 * count and np.array_equal(codes[:count], plain)
+    expected = vqvae.encode(data.view([7], 2)).numpy()
+    assert np.array_equal(codes[2 * count + 7:2 * count + 8], expected)
+    pairs = CodedCaptions(codes, data.captions, train_tokenizer(data.captions, TextConfig()), views=3)
+    drawn = {tuple(pairs[7][0].flatten().tolist()) for _ in range(60)}
+    assert drawn == {tuple(codes[number * count + 7].flatten().tolist()) for number in range(3)}
+    assert len(pairs) == count
+    assert "give one for each" in refusal(CodedCaptions, codes, data.captions, pairs.tokenizer)

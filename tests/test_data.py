@@ -3,12 +3,15 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +19,10 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
+from vqgen import cli
 from vqgen.config import DataConfig
+from vqgen.data import datasets as built
+from vqgen.data import mapped
 from vqgen.data.avatars import (
     ATTRIBUTES,
     HELD_OUT,
@@ -35,6 +41,7 @@ from vqgen.data.datasets import (
     to_square,
 )
 from vqgen.data.emoji import base_of, emoji_examples
+from vqgen.data.report import contact_sheet, describe_data
 from vqgen.data.styles import (
     color_name,
     describe_style,
@@ -273,7 +280,7 @@ def test_same_config_same_fingerprint_same_bytes(tmp_path, monkeypatch):
     first = {path.name: path.read_bytes() for path in build_data(config).iterdir()}
     monkeypatch.setenv("VQGEN_CACHE", str(tmp_path / "elsewhere"))
     assert {path.name: path.read_bytes() for path in build_data(config).iterdir()} == first
-    assert sorted(first) == ["train.parquet", "validation.parquet"]
+    assert sorted(first) == ["facts.json", "pictures.arrow", "train.npy", "validation.npy"]
 
 
 @pytest.mark.parametrize("change", [{"count": 61}, {"image_size": 64}, {"validation_fraction": 0.2},
@@ -293,33 +300,41 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert len(load_data(config)) == 36
 
 
-def test_a_second_load_builds_nothing(monkeypatch):
-    load_data(DataConfig(count=60))
-    monkeypatch.setattr(pq, "write_table", lambda *arguments: pytest.fail("built again"))
-    load_data(DataConfig(count=60), "validation")
+def test_a_second_load_builds_nothing(tmp_path, monkeypatch):
+    table = write_table(tmp_path / "a.parquet")
+    for config in [DataConfig(count=60), table]: load_data(config)
+    for name in ["read_source", "write_rows"]:
+        monkeypatch.setattr(built, name, lambda *arguments: pytest.fail("built again"))
+    for config in [DataConfig(count=60), table]: load_data(config, "validation")
 
 
 def test_an_interrupted_build_does_not_poison_the_cache(monkeypatch):
-    config, write = DataConfig(count=60), pq.write_table
+    config, write = DataConfig(count=60), built.write_rows
 
-    def die_half_way(table, path):
-        write(table, path)
+    def die_half_way(rows, path, size):
+        write(rows, path, size)
         with open(path, "r+b") as file: file.truncate(100)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pq, "write_table", die_half_way)
+        patch.setattr(built, "write_rows", die_half_way)
         with pytest.raises(KeyboardInterrupt): build_data(config)
-    folder = next((cache_dir() / "data").iterdir())
-    assert not list(folder.iterdir())
-    (folder / ".train.parquet.1").write_bytes(b"half")   # what a killed process would leave
+    pictures = cache_dir() / "pictures"
+    assert not [path for path in pictures.iterdir() if path.is_dir()]
+    name = build_data(config).name
+    (pictures / f".{name}.1").mkdir()   # what a killed process would leave
+    (pictures / name / "facts.json").unlink()
     assert len(load_data(config)) + len(load_data(config, "validation")) == 60
+    assert [path.name for path in pictures.iterdir()] == [name]
 
 
-def test_a_damaged_cache_file_is_named():
-    path = build_data(DataConfig(count=60)) / "train.parquet"
-    path.write_bytes(b"nonsense")
-    fails(DataConfig(count=60), path, "delete")
+@pytest.mark.parametrize("damage", [b"", b"nonsense", 100, -100])
+@pytest.mark.parametrize("name", ["pictures.arrow", "train.npy", "facts.json"])
+def test_a_damaged_cache_file_is_named(name, damage):
+    path = build_data(DataConfig(count=20)) / name
+    data = path.read_bytes()
+    path.write_bytes(data[:damage] if isinstance(damage, int) else damage)
+    fails(DataConfig(count=20), path.parent, "delete")
 
 
 def build_in(cache):
@@ -333,12 +348,97 @@ def test_two_processes_may_build_at_once(cache):
     assert len(set(sizes)) == 1 and not list(cache.rglob(".*"))
 
 
-def test_the_cache_is_a_table_that_datasets_shows_as_pictures(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    path = build_data(DataConfig(count=60)) / "train.parquet"
-    cache = str(tmp_path / "hf")
-    row = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=cache)[0]
-    assert row["image"].size == (32, 32) and row["caption"] and "stated" in json.loads(row["attributes"])
+def test_the_cache_is_a_data_set_of_datasets():
+    path = build_data(DataConfig(count=60)) / "pictures.arrow"
+    row = datasets.Dataset.from_file(str(path))[0]
+    assert len(row["pixels"]) == 3 * 32 * 32 and row["captions"][0]
+    assert "stated" in json.loads(row["attributes"])
+
+
+def test_what_does_not_fit_memory_is_read_from_the_map_and_is_the_same(tmp_path, monkeypatch):
+    config = write_table(tmp_path / "a.parquet").model_copy(update={"num_proc": 2})
+    small = load_data(config)
+    monkeypatch.setattr(built, "IN_MEMORY", 0)
+    monkeypatch.setattr(mapped, "FORGET_AFTER", 1000)
+    large = load_data(config)
+    assert isinstance(large.pixels, mapped.MappedPictures) and large.captions == small.captions
+    assert large.image_size == 16 and len(large) == len(small)
+    order = torch.randperm(len(small))
+    assert torch.equal(large.batch(order), small.batch(order))
+    assert torch.equal(large[3]["images"], small[3]["images"])
+    again = pickle.loads(pickle.dumps(large))   # as processes that load data get it
+    assert torch.equal(again.batch(order), small.batch(order))
+
+
+# The fingerprint
+
+def write_folder(folder, count=20):
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i:02}.png").write_bytes(png((10 * i, 0, 0)))
+        (folder / f"{i:02}.txt").write_text(f"shade {i}")
+    return DataConfig(source=str(folder), image_size=16)
+
+
+def moved_to(config, path): return config.model_copy(update={"source": str(path)})
+
+
+def test_the_fingerprint_is_of_content(tmp_path, monkeypatch):
+    config = write_folder(tmp_path / "a")
+    first = data_fingerprint(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(built, "_build", lambda *arguments: pytest.fail("built again"))
+        shutil.copytree(tmp_path / "a", tmp_path / "copy")
+        (tmp_path / "link").symlink_to(tmp_path / "a")
+        for name in ["copy", "link"]: assert data_fingerprint(moved_to(config, tmp_path / name)) == first
+        (tmp_path / "copy" / "03.png").touch()
+        os.utime(tmp_path / "copy" / "03.txt", (0, 0))
+        scraps = [".DS_Store", "._03.png", "Thumbs.db", "notes.md"]
+        for name in scraps: (tmp_path / "copy" / name).write_bytes(b"x")
+        assert data_fingerprint(moved_to(config, tmp_path / "copy")) == first
+    (tmp_path / "a" / "03.txt").write_text("another shade")
+    changed = data_fingerprint(config)
+    (tmp_path / "copy" / "03.png").write_bytes(png((1, 2, 3)))
+    assert len({first, changed, data_fingerprint(moved_to(config, tmp_path / "copy"))}) == 3
+    shutil.rmtree(cache_dir())   # as on a new machine
+    assert data_fingerprint(config) == changed
+
+
+def test_one_set_in_every_coat_has_one_fingerprint(tmp_path):
+    config = write_table(tmp_path / "a.parquet")
+    table = datasets.load_dataset("parquet", data_files=config.source, split="train")
+    table.save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
+    write_folder(tmp_path / "folder")
+    coats = ["a.parquet", "b.parquet", "saved", "folder"]
+    assert len({data_fingerprint(moved_to(config, tmp_path / name)) for name in coats}) == 1
+    others = [{"image_size": 24}, {"validation_fraction": 0.2}]
+    assert len({data_fingerprint(config.model_copy(update=change)) for change in [{}, *others]}) == 3
+
+
+def test_pictures_that_a_table_names_belong_to_it(tmp_path):
+    write_folder(tmp_path / "a")
+    names = [f"{i:02}.png" for i in range(20)]
+    config = write_table(tmp_path / "a" / "t.parquet", image=names, text=[f"shade {i}" for i in range(20)])
+    first = data_fingerprint(config)
+    (tmp_path / "a").rename(tmp_path / "b")
+    config = moved_to(config, tmp_path / "b" / "t.parquet")
+    assert data_fingerprint(config) == first
+    (tmp_path / "b" / "07.png").write_bytes(png((1, 2, 3)))
+    assert data_fingerprint(config) != first
+
+
+def test_a_set_of_the_hub_needs_no_network_once_it_is_built(tmp_path, monkeypatch):
+    pictures = [{"bytes": png((i, 0, 0)), "path": None} for i in range(20)]
+    rows = {"image": pictures, "text": list(map(str, range(20)))}
+    features = datasets.Features(image=datasets.Image(), text=datasets.Value("string"))
+    table = datasets.Dataset.from_dict(rows, features=features)
+    config = DataConfig(source="who/what", image_size=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", lambda name, **options: datasets.DatasetDict(train=table))
+        assert len(load_data(config)) == 18
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **options: pytest.fail("network"))
+    assert load_data(config, "validation").fingerprint == data_fingerprint(config)
 
 
 # What a model is given
@@ -401,46 +501,6 @@ def test_to_square_on_every_kind_of_picture():
 
 # Other sources
 
-def test_parquet_folder_and_saved_set_give_the_same(tmp_path):
-    import datasets
-    pictures, words = [png((10 * i, 5, 5)) for i in range(20)], [f"shade {i}" for i in range(20)]
-    table = write_table(tmp_path / "a.parquet", image=pictures, text=words)
-    folder = tmp_path / "pictures"
-    (folder / "sub").mkdir(parents=True)
-    names = [f"sub/{i:02}.png" for i in range(20)]
-    for name, picture in zip(names, pictures): (folder / name).write_bytes(picture)
-    listed = [json.dumps({"file_name": name, "text": word}) for name, word in zip(names, words)]
-    expected = load_data(table)
-
-    def check(source):
-        found = load_data(table.model_copy(update={"source": str(source)}))
-        assert found.captions == expected.captions and torch.equal(found.pixels, expected.pixels), source
-
-    for name, word in zip(names, words): (folder / name).with_suffix(".txt").write_text(word + "\n")
-    check(folder)
-    for path in folder.rglob("*.txt"): path.unlink()
-    (folder / "metadata.jsonl").write_text("\n".join([*listed, ""]))
-    check(folder)
-    (folder / "metadata.jsonl").unlink()
-    lines = [f"{name},{word}" for name, word in zip(names, words)]
-    (folder / "metadata.csv").write_text("\n".join(["file_name,text", *lines, ""]))
-    check(folder)
-    rows = {"image": [{"bytes": picture, "path": None} for picture in pictures], "text": words}
-    features = datasets.Features(image=datasets.Image(), text=datasets.Value("string"))
-    saved = datasets.Dataset.from_dict(rows, features=features)
-    saved.save_to_disk(str(tmp_path / "saved"))
-    check(tmp_path / "saved")
-
-
-def test_a_source_keeps_its_own_splits(tmp_path):
-    for split, count in [("train", 6), ("test", 2)]:
-        (tmp_path / "set" / split).mkdir(parents=True)
-        for i in range(count):
-            (tmp_path / "set" / split / f"{i}.png").write_bytes(png())
-            (tmp_path / "set" / split / f"{i}.txt").write_text(f"{split} {i}")
-    config = DataConfig(source=str(tmp_path / "set"))
-    assert load_data(config, "validation").captions == ["test 0", "test 1"] and len(load_data(config)) == 6
-
 
 def test_equal_captions_stay_on_one_side(tmp_path):
     words = ["A fox ", "a fox", "a  hen", "an owl", "a cat"] * 12
@@ -450,50 +510,11 @@ def test_equal_captions_stay_on_one_side(tmp_path):
     assert not sides[0] & sides[1] and sides[0] | sides[1] == {"a fox", "a hen", "an owl", "a cat"}
 
 
-def test_a_hub_set_is_asked_for_by_name(tmp_path, monkeypatch):
-    import datasets
-    rows = {"picture": [{"bytes": png(), "path": None}] * 20, "words": [f"shade {i}" for i in range(20)]}
-    features = datasets.Features(picture=datasets.Image(), words=datasets.Value("string"))
-    table = datasets.Dataset.from_dict(rows, features=features)
-    known = {"who/what": datasets.DatasetDict(train=table)}
-    monkeypatch.setattr(datasets, "load_dataset", known.__getitem__)
-    assert len(load_data(DataConfig(source="who/what", image_column="picture", caption_column="words"))) == 18
-    config = DataConfig(source="who/what", caption_column="words")
-    fails(config, "who/what", "'image'", "data.image_column", "picture, words")
-
-
 # Errors
 
-def test_no_network_or_unknown_name(monkeypatch):
-    import datasets
 
-    def unreachable(name): raise ConnectionError("Couldn't reach 'who/nobody' on the Hub")
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    fails(DataConfig(source="who/nobody"), "who/nobody", "Couldn't reach", "network")
-    fails(DataConfig(source="avatar"), "'avatar'", "avatars, emoji")
-
-
-def test_bad_sources_are_named(tmp_path):
-    fails(DataConfig(source=str(tmp_path / "nowhere")), tmp_path / "nowhere", "no such file or folder")
-    fails(DataConfig(source="nothing.parquet"), "nothing.parquet", "no such file or folder")
-    (tmp_path / "empty").mkdir()
-    fails(DataConfig(source=str(tmp_path / "empty")), tmp_path / "empty", "metadata.jsonl", ".txt")
-    (tmp_path / "notes.txt").write_text("not a table")
-    fails(DataConfig(source=str(tmp_path / "notes.txt")), "notes.txt", "not a parquet file")
-    fails(write_table(tmp_path / "none.parquet", image=[], text=[]), "none.parquet", "empty")
-    (tmp_path / "empty" / "metadata.jsonl").write_text('{"file_name": "a.png", "words": "a fox"}')
-    fails(DataConfig(source=str(tmp_path / "empty")), "metadata.jsonl", "'text'", "file_name, words")
-    (tmp_path / "empty" / "metadata.jsonl").write_text('{"file_name": "a.png"')
-    fails(DataConfig(source=str(tmp_path / "empty")), "metadata.jsonl", "can't be read")
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "dataset_info.json").write_text("{}")
-    fails(DataConfig(source=str(tmp_path / "half")), tmp_path / "half")
+def test_another_split_is_refused():
     with pytest.raises(VQGenError, match="tset.*train or validation"): load_data(DataConfig(count=60), "tset")
-
-
-def test_missing_column_names_those_that_exist(tmp_path):
-    config = write_table(tmp_path / "a.parquet", image=[png()] * 20, caption=["a fox"] * 20)
-    fails(config, "a.parquet", "'text'", "data.caption_column", "image, caption")
 
 
 def test_too_little_for_two_splits(tmp_path):
@@ -501,17 +522,98 @@ def test_too_little_for_two_splits(tmp_path):
     fails(config, "a.parquet", "train", "validation_fraction")
 
 
-def test_a_few_unreadable_pictures_are_skipped_and_named_many_are_an_error(tmp_path):
-    pictures, words = [png((i, 0, 0)) for i in range(200)], [f"shade {i}" for i in range(200)]
-    pictures[17] = pictures[17][:40]
-    config = write_table(tmp_path / "a.parquet", image=pictures, text=words)
-    with pytest.warns(UserWarning, match="1 of 200 .*example 17"): data = load_data(config)
-    assert len(data) + len(load_data(config, "validation")) == 199
-    pictures[3], words[5] = b"not a picture", "  "
-    config = write_table(tmp_path / "b.parquet", image=pictures, text=words)
-    fails(config, "3 of 200", "b.parquet", "example 3", "no caption")
+@pytest.mark.parametrize("count, limit, allowed", [(30, None, 3), (400, None, 4), (30, 0, 0), (30, 5, 5)])
+def test_a_few_unreadable_pictures_are_skipped_and_named_many_are_an_error(tmp_path, count, limit, allowed):
+    pictures = [png((i % 250, i // 250, 0)) for i in range(count)]
+    for broken in [allowed, allowed + 1]:
+        for i in range(broken): pictures[7 + i] = pictures[7 + i][:40]
+        words = [str(i) for i in range(count)]
+        config = write_table(tmp_path / f"{broken}.parquet", image=pictures, text=words)
+        config = config.model_copy(update={"max_broken": limit})
+        if broken > allowed:
+            fails(config, f"{broken} of {count}", f"{broken}.parquet row 7", "data.max_broken")
+        elif broken:
+            with pytest.warns(UserWarning, match=f"{broken} of {count} .*row 7"): data = load_data(config)
+            assert len(data) + len(load_data(config, "validation")) == count - broken
+
+
+def test_broken_pictures_count_whenever_less_are_allowed(tmp_path):
+    config = write_table(tmp_path / "a.parquet", image=[png((i, 0, 0)) for i in range(19)] + [b"?"],
+                         text=[str(i) for i in range(20)])
+    with pytest.warns(UserWarning, match="row 19"): load_data(config)
+    fails(config.model_copy(update={"max_broken": 0}), "row 19", "now 0")
 
 
 def test_a_picture_missing_from_a_folder_is_named(tmp_path):
-    (tmp_path / "metadata.csv").write_text("file_name,text\ngone.png,a fox\n")
-    fails(DataConfig(source=str(tmp_path)), "gone.png")
+    rows = [f"{i}.png,a fox" for i in range(4)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+    fails(DataConfig(source=str(tmp_path)), "0.png", "no such file")
+
+
+# Captions
+
+def test_null_captions_are_kept_counted_and_on_both_sides(tmp_path, capsys):
+    words = [None if i % 2 else f"shade {i}" for i in range(40)]
+    config = write_table(tmp_path / "a.parquet", image=[png((i, 0, 0)) for i in range(40)], text=words)
+    splits = [load_data(config, split).captions for split in ("train", "validation")]
+    assert sum(splits, []).count("") == 20 and len(splits[1]) == 4
+    assert "20 are empty" in capsys.readouterr().out
+
+
+def test_several_captions_are_all_kept(tmp_path):
+    words = [[f"shade  {i}\n", f"a dark {i}"][:1 + i % 2] for i in range(20)]
+    pictures = [png((i, 0, 0)) for i in range(20)]
+    data = load_data(write_table(tmp_path / "a.parquet", image=pictures, text=words))
+    for first, captions in zip(data.captions, data.caption_lists):
+        number = first.removeprefix("shade ")
+        assert captions == [f"shade {number}", f"a dark {number}"][:1 + int(number) % 2]
+
+
+# Views
+
+def test_crop_is_a_function_of_the_seed_and_leaves_places_alone():
+    pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    data = CaptionedImages(pixels, ["a fox", "an owl", "a hat at the top"], [{}] * 3, crop=0.3)
+    torch.manual_seed(0)
+    first, second = (torch.stack([item["images"] for item in data.__getitems__([0, 1, 2])]) for _ in range(2))
+    plain = data.batch(range(3))
+    assert not torch.equal(first[:2], plain[:2]) and not torch.equal(first[:2], second[:2])
+    assert torch.equal(first[2], plain[2]) and first.abs().max() <= 1
+    torch.manual_seed(0)
+    assert torch.equal(torch.stack([item["images"] for item in data.__getitems__([0, 1, 2])]), first)
+
+
+def test_views_are_functions_of_index_and_number():
+    pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    data = CaptionedImages(pixels, ["a fox"] * 8, [{}] * 8, flip=True, crop=0.2, views=3)
+    plain, one, two = (data.view(range(8), number) for number in range(3))
+    assert torch.equal(plain, data.batch(range(8)))
+    assert not torch.equal(one, plain) and not torch.equal(one, two)
+    assert torch.equal(data.view([5, 3], 1), one[[5, 3]])
+
+
+def test_views_that_do_not_differ_are_refused():
+    fails(DataConfig(count=20, views=2), "data.flip", "data.crop")
+
+
+# The report
+
+def test_the_report_says_what_was_found_and_the_sheet_shows_it(tmp_path, capsys):
+    pictures, words = [png((i, 0, 0), (12, 30)) for i in range(39)], [f"shade {i}" for i in range(39)]
+    config = write_table(tmp_path / "a.parquet", image=[*pictures, b"?"], text=[*words, "a fox"])
+    with pytest.warns(UserWarning): report = describe_data(config)
+    for words in ["40 examples", "35 train, 4 validation, by the captions' hash", "width 12; height 30",
+                  "39 different", "39 pictures are enlarged", "a.parquet row 39"]: assert words in report
+    assert describe_data(config) == report and not capsys.readouterr().out
+    assert contact_sheet(config, 12).size[0] > 1000
+
+
+def test_the_command_says_where_the_sheet_is(tmp_path, capsys, monkeypatch):
+    write_folder(tmp_path / "own")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["vqgen", "data", "--data.source", "own", "--data.image_size", "16", "--name", "mine"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit): cli.main()
+    out = capsys.readouterr().out
+    assert "20 examples" in out and "runs/mine/data.png" in out
+    assert Image.open("runs/mine/data.png").width > 1000

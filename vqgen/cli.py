@@ -6,9 +6,9 @@
 __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOption', 'FreshOption', 'SeedOption', 'ModelArgument',
            'PriorOption', 'StageOption', 'NewRunOption', 'DemoRunOption', 'CaptionsArgument', 'CountOption',
            'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption', 'OutOption',
-           'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption', 'FIGURES', 'HeldOutOption', 'PublishedOption',
-           'option', 'model_names', 'check_model', 'parse_overrides', 'train', 'demo', 'sample_path', 'save_picture',
-           'generate', 'caption', 'show_config', 'print_figures', 'evaluate', 'main']
+           'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption', 'SheetOption', 'FIGURES', 'HeldOutOption',
+           'PublishedOption', 'option', 'model_names', 'check_model', 'parse_overrides', 'train', 'demo', 'sample_path',
+           'save_picture', 'generate', 'caption', 'data', 'show_config', 'print_figures', 'evaluate', 'main']
 
 # %% ../nbs/87_cli.ipynb #7ac95e75
 import difflib
@@ -178,6 +178,20 @@ def caption(pictures: PicturesArgument, run: RunOption = RUN, temperature: WordT
     images = torch.stack([read_picture(path, side) for path in pictures])
     captions = pipeline.caption(images, seed, temperature=temperature, top_p=top_p)
     for path, words in zip(pictures, captions): print(f"{path}: {words}")
+
+# %% ../nbs/87_cli.ipynb #edb2003e
+SheetOption = Annotated[Optional[Path], option("A PNG file; runs/<name>/data.png by default.")]
+
+@app.command(context_settings=OVERRIDES)
+def data(context: typer.Context, config: ConfigOption = "avatars", out: SheetOption = None):
+    """Say what was read of a data set and what was left out, and draw a sheet of its captioned pictures.
+
+    Example: vqgen data --config avatars --data.source my_pictures
+    """
+    settings = load_config(config, parse_overrides(context.args))
+    from vqgen.data.report import contact_sheet, describe_data
+    print(describe_data(settings.data))
+    save_picture(contact_sheet(settings.data), out or Path("runs") / settings.name / "data.png")
 
 # %% ../nbs/87_cli.ipynb #d273ee0a
 @app.command(name="config", context_settings=OVERRIDES)

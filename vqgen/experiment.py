@@ -117,8 +117,9 @@ def encode_splits(vqvae, splits, tokenizer, encoder=None):
     coded = []
     with main_process_first():
         for split in splits:
-            codes = encode_dataset(vqvae, split, device=device)                # (N, h, w)
-            coded.append(CodedCaptions(codes, split.captions, tokenizer, encoder, device))
+            codes = encode_dataset(vqvae, split, device=device, views=split.views)     # (views * N, h, w)
+            captions = split.caption_lists if split.split == "train" else split.captions
+            coded.append(CodedCaptions(codes, captions, tokenizer, encoder, device, split.views))
     return coded
 
 # %% ../nbs/86_experiment.ipynb #39000001
@@ -139,6 +140,7 @@ def prior_facts(vqvae, data, config, encoder=None):
     "What the training of a prior depends on besides its own section, a dict that is saved with the prior."
     facts = {"vqvae": fingerprint(vqvae), "data": data.fingerprint}
     facts |= {f"text.{key}": value for key, value in config.text}
+    if config.data.views > 1: facts["data.views"] = [config.data.views, config.data.flip, config.data.crop]
     return {**facts, "encoder": fingerprint(encoder)} if encoder else facts
 
 def train_in_stages(name, prior, section, data, validation, folder, stage=None, fresh=False, **options):
@@ -159,7 +161,7 @@ def train_prior_in(name, config, run, fresh=False, stage=None):
     vqvae, section = open_vqvae(config, run), getattr(config, section_key(name))
     with open_folder(config, run, name, fresh) as folder:
         splits = load_splits(config)
-        tokenizer = open_tokenizer(folder, splits[0].captions, config.text)
+        tokenizer = open_tokenizer(folder, splits[0].all_captions(), config.text)
         encoder = load_encoder(config.text.encoder, tokenizer) if config.text.encoder else None
         data, validation = encode_splits(vqvae, splits, tokenizer, encoder)
         prior = new_prior(name, section.model, vqvae, tokenizer, config.data.image_size, config.seed, encoder,

@@ -6,6 +6,8 @@
 __all__ = ['encode_dataset', 'CodedCaptions', 'check_codes']
 
 # %% ../../nbs/31_priors.codes.ipynb #b2c58311
+import itertools
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -18,49 +20,76 @@ from .text import cached_features, null_caption, pad, token_ids
 
 # %% ../../nbs/31_priors.codes.ipynb #d11bbb7c
 @torch.no_grad()
-def encode_dataset(vqvae, data, batch_size=256, device="cpu"):
+def encode_dataset(vqvae, data, batch_size=256, device="cpu", views=1):
     """The codes of all images of `data` by `vqvae`: a read-only array (N, h, w) of the smallest whole type.
+
+    With `views`, those of so many views of each image, (views * N, h, w): first all plain images, then the
+    second view of each, and so on.
 
     Mapped from a file in the cache folder; an interrupted encoding goes on where it stopped. Where there is
     something to encode, `vqvae` moves to `device`, and encodes `batch_size` images at a time.
     """
-    path = cache_dir() / "codes" / f"{data.fingerprint}-{data.split}-{fingerprint(vqvae)}.npy"
+    kind = f"-{views}-{data.flip}-{data.crop}" if views > 1 else ""
+    path = cache_dir() / "codes" / f"{data.fingerprint}-{data.split}-{fingerprint(vqvae)}{kind}.npy"
     grid = vqvae.grid_size(data.image_size)
     def encode(rows):                                                            # (B, 3, H, W) -> (B, h, w)
-        images = data.batch(list(rows)).to(device)
-        return vqvae.to(device).eval().encode(images).cpu().numpy()
-    kind = np.min_scalar_type(vqvae.config.codebook_size - 1)
-    return cached_array(path, (len(data), grid, grid), kind, encode, batch_size, f"encoding {data.split}")
+        numbers = sorted({row // len(data) for row in rows})
+        parts = [[row % len(data) for row in rows if row // len(data) == number] for number in numbers]
+        images = torch.cat([data.view(part, number) if views > 1 else data.batch(part)
+                            for number, part in zip(numbers, parts)])
+        return vqvae.to(device).eval().encode(images.to(device)).cpu().numpy()
+    whole = np.min_scalar_type(vqvae.config.codebook_size - 1)
+    shape = views * len(data), grid, grid
+    return cached_array(path, shape, whole, encode, batch_size, f"encoding {data.split}")
 
 # %% ../../nbs/31_priors.codes.ipynb #870e5314
 class CodedCaptions(Dataset):
     """Codes (N, h, w) with the token ids of their captions, and the features of an `encoder`, if any.
 
-    `collate` makes a list of examples `{'codes': (B, h, w) int64, 'text': Text}`. Raises `VQGenError` unless
-    there is a caption for each picture.
+    `captions` are N strings, or lists of strings, one of which is drawn each time. With `views`, `codes` are
+    (views * N, h, w) as `encode_dataset` gives them, and one view is drawn each time. `collate` makes a list
+    of examples `{'codes': (B, h, w) int64, 'text': Text}`. Raises `VQGenError` unless there is a caption for
+    each picture.
     """
-    def __init__(self, codes, captions, tokenizer, encoder=None, device="cpu"):
-        if len(codes) != len(captions):
-            raise VQGenError(f"{len(codes)} pictures have {len(captions)} captions: give one for each")
-        self.codes, self.captions = codes, captions
+    def __init__(self, codes, captions, tokenizer, encoder=None, device="cpu", views=1):
+        if len(codes) != views * len(captions):
+            raise VQGenError(f"{len(codes) // views} pictures have {len(captions)} captions: "
+                             "give one for each")
+        lists = [[words] if isinstance(words, str) else words for words in captions]
+        self.codes, self.views = codes, views
+        self.captions = [words[0] for words in lists]
+        self.counts = np.array(list(map(len, lists)))                # of captions
+        self.starts = np.cumsum(self.counts) - self.counts           # the row of each picture's first caption
         self.tokenizer, self.encoder = tokenizer, encoder
-        self.rows = token_ids(tokenizer, captions)
+        self.rows = token_ids(tokenizer, itertools.chain.from_iterable(lists))
         self.features = cached_features(encoder, self.rows, device) if encoder else None
         self.null = null_caption(tokenizer, encoder)
 
-    def __len__(self): return len(self.codes)
+    def __len__(self): return len(self.captions)
 
-    def __getitem__(self, i): return torch.from_numpy(self.codes[i].astype(np.int64)), i
+    def __getitem__(self, i):
+        "The codes of a view of picture `i`, and the number of the row of a caption."
+        row = self.starts[i] + _any_of(self.counts[i])
+        view = i + len(self) * _any_of(self.views)
+        return torch.from_numpy(self.codes[view].astype(np.int64)), int(row)
 
     def text(self, indices):
-        "The captions at `indices` as one `Text`."
+        "The first captions of the pictures at `indices` as one `Text`."
+        return self._padded(self.starts[list(indices)].tolist())
+
+    def _padded(self, rows):
+        "The captions in `rows` as one `Text`."
         features = None
-        if self.features: features = [torch.from_numpy(self.features[i].astype(np.float32)) for i in indices]
-        return pad([self.rows[i] for i in indices], self.tokenizer.pad_token_id, features, self.null)
+        if self.features: features = [torch.from_numpy(self.features[i].astype(np.float32)) for i in rows]
+        return pad([self.rows[i] for i in rows], self.tokenizer.pad_token_id, features, self.null)
 
     def collate(self, examples):
-        codes, indices = zip(*examples)
-        return {"codes": torch.stack(codes), "text": self.text(indices)}
+        codes, rows = zip(*examples)
+        return {"codes": torch.stack(codes), "text": self._padded(rows)}
+
+def _any_of(count):
+    "A number below `count`, drawn by torch; 0, and nothing is drawn, where there is only that."
+    return int(torch.randint(int(count), ())) if count > 1 else 0
 
 # %% ../../nbs/31_priors.codes.ipynb #21a00002
 def check_codes(codes, shape):
