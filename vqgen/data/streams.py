@@ -30,12 +30,23 @@ def is_held_out(key, fraction):
     "Whether an example with the caption `key` is kept for validation: a `fraction` of all captions is."
     return int(hashlib.sha256(key.lower().encode()).hexdigest()[:8], 16) < fraction * 2**32
 
-# %% ../../nbs/69_data.streams.ipynb #672a538c
+# %% ../../nbs/69_data.streams.ipynb #1afc0891
 def _stack(rows, size):
     "The pixels of prepared `rows` as uint8 (B, 3, H, W)."
     pixels = b"".join(row["pixels"] for row in rows)
     return torch.from_numpy(np.frombuffer(pixels, np.uint8).reshape(-1, 3, size, size).copy())
 
+def _in_memory(rows, size, **options):
+    "Prepared `rows` as `CaptionedImages`."
+    lists = [row["captions"] for row in rows]
+    return CaptionedImages(_stack(rows, size), [words[0] for words in lists], [{}] * len(rows),
+                           caption_lists=lists, **options)
+
+def _next(rows):
+    "The next of the iterator `rows`, without the warnings of `datasets`; None at the end."
+    with _quiet(): return next(rows, None)
+
+# %% ../../nbs/69_data.streams.ipynb #672a538c
 class CaptionedStream:
     """The training examples of a stream, in an endless order that follows from a seed.
 
@@ -73,7 +84,7 @@ class CaptionedStream:
     def whole_rows(self, table, held=False):
         "The prepared rows of `table`, an `IterableDataset`, that are not broken, of one side of the split."
         rows, fraction = iter(table), self.config.validation_fraction
-        while (row := self._next(rows)) is not None:
+        while (row := _next(rows)) is not None:
             captions = [" ".join(words.split()) for words in row["captions"]]
             found = prepare_picture(row["image"], self.image_size) | {"captions": captions}
             if found["fault"]: self._skip(f"{row['name']}: {found['fault']}")
@@ -81,10 +92,8 @@ class CaptionedStream:
                 self.read += 1
                 yield found
 
-    def _next(self, rows):
-        with _quiet(): return next(rows, None)
-
     def _skip(self, fault):
+        if fault in self.broken: return   # in an epoch before
         self.broken.append(fault)
         if len(self.broken) <= broken_limit(self.config, self.read): return tqdm.write(f"skipped {fault}")
         raise VQGenError(f"{len(self.broken)} of {self.read + len(self.broken)} examples can't be used "
@@ -92,10 +101,7 @@ class CaptionedStream:
 
     def images(self, rows):
         "What `CaptionedImages` would give for `rows`, mirrored and cut at random as the config says."
-        captions = [row["captions"] for row in rows]
-        data = CaptionedImages(_stack(rows, self.image_size), [words[0] for words in captions],
-                               [{}] * len(rows), flip=self.config.flip, crop=self.config.crop,
-                               caption_lists=captions)
+        data = _in_memory(rows, self.image_size, flip=self.config.flip, crop=self.config.crop)
         return {"images": data.varied(range(len(rows)))}
 
 # %% ../../nbs/69_data.streams.ipynb #fe743461
@@ -118,6 +124,4 @@ def load_stream(config):
     reader = CaptionedStream(config, table, own, fingerprint)
     rows = list(itertools.islice(reader.whole_rows(table, held=True), HELD_OUT))
     if not rows: raise VQGenError(f"of {config.source} nothing is held out: raise data.validation_fraction")
-    lists = [row["captions"] for row in rows]
-    return stream, CaptionedImages(_stack(rows, config.image_size), [words[0] for words in lists],
-                                   [{}] * len(rows), "validation", fingerprint, caption_lists=lists)
+    return stream, _in_memory(rows, config.image_size, split="validation", fingerprint=fingerprint)

@@ -48,12 +48,12 @@ def shares(length, config, seed=0, start=0, rank=0, processes=1):
 
 # %% ../../nbs/71_training.batches.ipynb #782d07c4
 def stream_batches(data, config, seed=0, start=0, rank=0, processes=1):
-    """As `batches`, of a stream: `examples(seed)` goes on where `data` stands, `images` makes a batch of some.
+    """As `batches`, of a stream: `examples(seed)` goes on where `data` stands, `images` makes a batch.
 
     Raises `VQGenError` where other processes are to read it: the loop must know where it stands.
     """
     if config.num_workers:
-        raise VQGenError("data.streaming is read by the training process itself: set train.num_workers to 0")
+        raise VQGenError("a stream is read by the training process itself: set train.num_workers to 0")
     examples, parts = data.examples(seed), config.gradient_accumulation_steps * processes
     next(shares(config.batch_size, config, seed, 0, rank, processes))   # raises where there are no equal ones
     size = config.batch_size // parts
