@@ -164,7 +164,8 @@ def _write_pictures(config, folder):
         write_rows(_drawn_rows(config, splits), folder / "pictures.arrow", config.image_size)
         return ["pictures.arrow"], splits
     import datasets
-    names, splits, text = [], [], datasets.Value("string")
+    names, splits = [], []
+    text = datasets.Value("string")
     features = datasets.Features(dict.fromkeys(["attributes", "name", "digest", "fault"], text) | {
         "pixels": datasets.Value("binary"), "captions": datasets.Sequence(text),
         "width": datasets.Value("int32"), "height": datasets.Value("int32")})
@@ -269,6 +270,7 @@ def _build(config, folder):
         warnings.warn(f"{len(facts['broken'])} of {facts['rows']} examples skipped: {named}", stacklevel=2)
     if config.source not in BUILT_IN: print(describe_facts(facts))
 
+# %% ../../nbs/60_data.datasets.ipynb #50461df7
 def build_data(config):
     """The folder of the data set that `config`, a `DataConfig`, describes; builds it if it is not there.
 
@@ -320,7 +322,8 @@ class CaptionedImages(torch.utils.data.Dataset):
     """
     def __init__(self, pixels, captions, attributes, split="train", fingerprint="", flip=False, crop=0.0,
                  views=1, caption_lists=None):
-        self.pixels, self.flip, self.crop = pixels, flip, crop
+        self.pixels = pixels
+        self.flip, self.crop = flip, crop
         self.captions, self.attributes = captions, attributes
         self.caption_lists = caption_lists or [[caption] for caption in captions]
         self.split, self.fingerprint = split, fingerprint

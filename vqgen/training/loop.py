@@ -266,7 +266,6 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     """Train `model` on `data`, save it in `folder`, and return the history of its metrics, a list of dicts.
 
     Called again with the same `folder` and `stage` it goes on where it stopped, to the bit.
-
     model: a module whose constructor takes `Section`s; data, validation: data sets of dicts, for its `loss`
     config: a `TrainConfig`; stage: this training's name in `folder`; tracking: a `TrackingConfig`
     loss: `(model, batch) -> (scalar, dict of scalars)`; seed: of the order of `data` and all else at random
