@@ -144,6 +144,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vqgen.data.datasets._middle': ('data.datasets.html#_middle', 'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets._pixels': ('data.datasets.html#_pixels', 'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets._prepare': ('data.datasets.html#_prepare', 'vqgen/data/datasets.py'),
+                                     'vqgen.data.datasets._range': ('data.datasets.html#_range', 'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets._write_pictures': ( 'data.datasets.html#_write_pictures',
                                                                               'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets.broken_limit': ('data.datasets.html#broken_limit', 'vqgen/data/datasets.py'),

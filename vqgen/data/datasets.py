@@ -235,12 +235,13 @@ def _finish(config, folder, names, splits):
     return facts
 
 # %% ../../nbs/60_data.datasets.ipynb #9f227cef
+def _range(low, middle, high):
+    return f"{low} to {high}, mostly about {middle}" if low != high else f"{low}"
+
 def describe_facts(facts):
     "What was found in a data set and decided about it, a few lines of text; `facts` are those of its build."
     size, splits = facts["image_size"], facts["splits"]
-    ranges = {key: "{} to {}, mostly about {}".format(low, high, middle) if low != high else f"{low}"
-              for key in ("widths", "heights", "words", "captions")
-              for low, middle, high in [facts[key]]}
+    ranges = {key: _range(*facts[key]) for key in ("widths", "heights", "words", "captions")}
     lines = [f"{facts['source']}: {facts['rows']:,} examples",
              f"  splits    {splits['train']:,} train, {splits['validation']:,} validation, "
              + ("its own" if facts.get("own_splits") else "by the captions' hash"),
@@ -350,7 +351,8 @@ class CaptionedImages(torch.utils.data.Dataset):
             mirrored = self.mirrors[indices] & (torch.rand(len(indices)) < 0.5)
             images[mirrored] = images[mirrored].flip(-1)
         if not self.crop: return images
-        scales, places = 1 - self.crop * torch.rand(len(indices)), 2 * torch.rand(len(indices), 2) - 1
+        scales = 1 - self.crop * torch.rand(len(indices))
+        places = 2 * torch.rand(len(indices), 2) - 1
         cut = self.cuts[indices]
         images[cut] = crop_images(images[cut], scales[cut], places[cut])
         return images
