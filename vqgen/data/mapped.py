@@ -66,7 +66,7 @@ def _places(table, mapped, length):
     return np.concatenate(places) if places else np.zeros(0, np.int64)
 
 # %% ../../nbs/67_data.mapped.ipynb #05cd3c2d
-FORGET_AFTER = 2**27   # bytes
+FORGET_AFTER = 2**24   # bytes
 
 class MappedPictures:
     """Pictures in the Arrow files `paths`, of `size` x `size`: those with the numbers `rows`.
@@ -82,6 +82,7 @@ class MappedPictures:
         owner = np.repeat(np.arange(len(found)), list(map(len, found)))
         if len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(owner): self._fail()
         self.places, self.owner = np.concatenate(found)[rows], owner[rows].astype(np.int32)
+        self._forget()
         if (self.places < 0).any(): self._fail()
 
     def _fail(self):
