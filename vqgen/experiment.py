@@ -21,6 +21,7 @@ import torch
 from .config import ClassifierTrainConfig, dump_config, section_key, training_stages
 from .data.avatars import ATTRIBUTES, part_values
 from .data.datasets import load_data
+from .data.streams import load_stream
 from .errors import VQGenError
 from .evaluation.judge import Judge, caption_accuracy
 from vqgen.evaluation.metrics import (
@@ -79,7 +80,7 @@ def reconstruction_sampler(data, count=8):
 def train_vqvae(config, run, fresh=False):
     "Train the VQ-VAE of `config` in run folder `run`; returns it and its history."
     with open_folder(config, run, "vqvae", fresh) as folder:
-        data, validation = load_splits(config)
+        data, validation = load_stream(config.data) if config.data.streaming else load_splits(config)
         torch.manual_seed(config.seed)
         vqvae = VQVAE(config.vqvae.model)
         history = train(vqvae, data, config.vqvae.train, folder, validation=validation, seed=config.seed,

@@ -58,8 +58,7 @@ def peak_memory():
 
 def train_large(source, steps):
     "Train a VQ-VAE on the set and encode it, in this process."
-    config = load_config("avatars", {"vqvae.model.downsample": 8, "vqvae.model.hidden_channels": 16,
-                                     "vqvae.model.residual_channels": 8})
+    config = load_config("avatars", {"vqvae.model.downsample": 8, "vqvae.model.hidden_channels": 32})
     data = load_data(DataConfig(source=source, image_size=SIZE))
     section = config.vqvae.train.model_copy(update={"steps": steps, "batch_size": 16})
     model = VQVAE(config.vqvae.model)

@@ -37,12 +37,14 @@ def write_json(path, value):
     "Write `value` to `path`."
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value), "utf-8"))
 
+# %% ../../nbs/66_data.contents.ipynb #7fd52553
 def hash_files(files, memory):
     """The SHA-256 of each of `files`, a dict from name to path, as sorted pairs with the name.
 
     They are kept in the file `memory` by path, size and date. What is not there or no file has None.
     """
-    known, now, pairs = read_json(memory), {}, []
+    known, now = read_json(memory), {}
+    pairs = []
     for name, path in sorted(files.items()):
         real, digest = os.path.realpath(path), None
         if os.path.isfile(real):

@@ -87,13 +87,14 @@ class TrainState:
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: object = None
     step: int = 0
+    reader: object = None   # a stream of data, which has a state, too
 
     @functools.cached_property
     def parameters(self): return list(self.model.parameters())
 
     def parts(self):
         "What has a state of its own, by name."
-        names = ("model", "average", "optimizer", "schedule", "scaler")
+        names = ("model", "average", "optimizer", "schedule", "scaler", "reader")
         return {name: part for name in names if (part := getattr(self, name)) is not None}
 
     def state_dict(self):
@@ -265,7 +266,6 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     """Train `model` on `data`, save it in `folder`, and return the history of its metrics, a list of dicts.
 
     Called again with the same `folder` and `stage` it goes on where it stopped, to the bit.
-
     model: a module whose constructor takes `Section`s; data, validation: data sets of dicts, for its `loss`
     config: a `TrainConfig`; stage: this training's name in `folder`; tracking: a `TrackingConfig`
     loss: `(model, batch) -> (scalar, dict of scalars)`; seed: of the order of `data` and all else at random
@@ -276,6 +276,7 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     call, where another training holds `folder`, when a loss is not finite, and where a process dies."""
     accelerator = start_accelerator(config, tracking, folder)
     state = new_state(model, loss, config, special_rates, accelerator)
+    state.reader = data if hasattr(data, "load_state_dict") else None
     meter = Meter(accelerator)
     settings = {**config.model_dump(), "seed": seed, **_arguments(model)}
     run = RunFolder(folder, stage, settings, facts, writes=accelerator.is_main_process)
