@@ -163,6 +163,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vqgen.data.styles.describe_style': ('data.styles.html#describe_style', 'vqgen/data/styles.py'),
                                    'vqgen.data.styles.draw_style': ('data.styles.html#draw_style', 'vqgen/data/styles.py'),
                                    'vqgen.data.styles.held_out_looks': ('data.styles.html#held_out_looks', 'vqgen/data/styles.py'),
+                                   'vqgen.data.styles.open_styles': ('data.styles.html#open_styles', 'vqgen/data/styles.py'),
                                    'vqgen.data.styles.style_attributes': ('data.styles.html#style_attributes', 'vqgen/data/styles.py'),
                                    'vqgen.data.styles.style_caption': ('data.styles.html#style_caption', 'vqgen/data/styles.py'),
                                    'vqgen.data.styles.style_examples': ('data.styles.html#style_examples', 'vqgen/data/styles.py')},
