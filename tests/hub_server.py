@@ -1,8 +1,8 @@
 """A Hugging Face Hub on 127.0.0.1: a folder per repository, served under the calls that its clients make.
 
 `<root>/datasets/<id>` and `<root>/models/<id>` hold the files of branch main, `<id>@<name>` beside them those
-of another branch or tag. A file `.token` in there makes the repository private: who asks must send what stands
-in it. `huggingface_hub` reads its variables when it is imported: clients run in processes of their own, with
+of another branch or tag. A file `.token` in there makes the repository private: who asks must send what it
+holds. `huggingface_hub` reads its variables when it is imported: clients run in processes of their own, with
 `variables`.
 """
 import base64
@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def hub_server(root):
-    "A running server over `root`, with `endpoint`, its address, and `asked`: `(method, path, status)` of each call."
+    "A running server over `root`: `endpoint` is its address, `asked` has `(method, path, status)` of each call."
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.root, server.asked = Path(root), []
     server.endpoint = f"http://127.0.0.1:{server.server_port}"

@@ -1,7 +1,7 @@
 """A stand-in for `lambdalabs/naruto-blip-captions`, of portraits that may be shown, where there is no Hub.
 
 Two parquet shards and a README with metadata, as on the Hub; columns `image` (JPEG and PNG, RGB and RGBA, of
-odd sizes) and `text` (a sentence as BLIP writes it). `python tests/naruto_standin.py FOLDER [ROWS]` writes it.
+odd sizes) and `text` (a sentence such as BLIP's). `python tests/naruto_standin.py FOLDER [ROWS]` writes it.
 """
 import io
 import random
