@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOption', 'FreshOption', 'SeedOption', 'ModelArgument',
-           'PriorOption', 'StageOption', 'NewRunOption', 'DemoRunOption', 'PromptOption', 'CaptionsArgument',
-           'CountOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption', 'OutOption',
-           'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption', 'FIGURES', 'HeldOutOption', 'PublishedOption',
-           'hyphenated', 'option', 'model_names', 'check_model', 'parse_overrides', 'train', 'demo', 'all_captions',
-           'sample_path', 'save_picture', 'generate', 'caption', 'show_config', 'print_figures', 'evaluate', 'main']
+           'PriorOption', 'StageOption', 'NewRunOption', 'DemoRunOption', 'CaptionsArgument', 'CountOption',
+           'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption',
+           'OutOption', 'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption', 'FIGURES', 'HeldOutOption',
+           'PublishedOption', 'hyphenated', 'option', 'model_names', 'check_model', 'parse_overrides', 'train', 'demo',
+           'all_captions', 'sample_path', 'save_picture', 'generate', 'caption', 'show_config', 'print_figures',
+           'evaluate', 'main']
 
 # %% ../nbs/87_cli.ipynb #7ac95e75
 import difflib
@@ -126,6 +127,8 @@ def demo(context: typer.Context, config: ConfigOption = "avatars", run: DemoRunO
     experiment.demo(load_config(config, parse_overrides(context.args)), run, fresh)
 
 # %% ../nbs/87_cli.ipynb #53000002
+CaptionsArgument = Annotated[Optional[list[str]], typer.Argument(help="One caption or several.")]
+CountOption = Annotated[int, option("Pictures for each caption.", "--num-images", "--num-samples")]
 PromptOption = Annotated[Optional[list[str]], option("A caption as well, by another word.", "--prompt")]
 
 def all_captions(captions, prompts):
@@ -135,8 +138,6 @@ def all_captions(captions, prompts):
     return found
 
 # %% ../nbs/87_cli.ipynb #39b5d969
-CaptionsArgument = Annotated[Optional[list[str]], typer.Argument(help="One caption or several.")]
-CountOption = Annotated[int, option("Pictures for each caption.", "--num-images", "--num-samples")]
 StepsOption = Annotated[
     Optional[int], option("For cftn and cftn-v2: 1 is one-shot; more decide the codes little by little.")]
 TemperatureOption = Annotated[
