@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def hub_server(root):
-    "A running server over `root`, with its address `endpoint` and `asked`: each call's method, path and status."
+    "A running server over `root`; `endpoint` is its address, `asked` tells how each call was put and ended."
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.root, server.asked = Path(root), []
     server.endpoint = f"http://127.0.0.1:{server.server_port}"
