@@ -401,46 +401,6 @@ def test_to_square_on_every_kind_of_picture():
 
 # Other sources
 
-def test_parquet_folder_and_saved_set_give_the_same(tmp_path):
-    import datasets
-    pictures, words = [png((10 * i, 5, 5)) for i in range(20)], [f"shade {i}" for i in range(20)]
-    table = write_table(tmp_path / "a.parquet", image=pictures, text=words)
-    folder = tmp_path / "pictures"
-    (folder / "sub").mkdir(parents=True)
-    names = [f"sub/{i:02}.png" for i in range(20)]
-    for name, picture in zip(names, pictures): (folder / name).write_bytes(picture)
-    listed = [json.dumps({"file_name": name, "text": word}) for name, word in zip(names, words)]
-    expected = load_data(table)
-
-    def check(source):
-        found = load_data(table.model_copy(update={"source": str(source)}))
-        assert found.captions == expected.captions and torch.equal(found.pixels, expected.pixels), source
-
-    for name, word in zip(names, words): (folder / name).with_suffix(".txt").write_text(word + "\n")
-    check(folder)
-    for path in folder.rglob("*.txt"): path.unlink()
-    (folder / "metadata.jsonl").write_text("\n".join([*listed, ""]))
-    check(folder)
-    (folder / "metadata.jsonl").unlink()
-    lines = [f"{name},{word}" for name, word in zip(names, words)]
-    (folder / "metadata.csv").write_text("\n".join(["file_name,text", *lines, ""]))
-    check(folder)
-    rows = {"image": [{"bytes": picture, "path": None} for picture in pictures], "text": words}
-    features = datasets.Features(image=datasets.Image(), text=datasets.Value("string"))
-    saved = datasets.Dataset.from_dict(rows, features=features)
-    saved.save_to_disk(str(tmp_path / "saved"))
-    check(tmp_path / "saved")
-
-
-def test_a_source_keeps_its_own_splits(tmp_path):
-    for split, count in [("train", 6), ("test", 2)]:
-        (tmp_path / "set" / split).mkdir(parents=True)
-        for i in range(count):
-            (tmp_path / "set" / split / f"{i}.png").write_bytes(png())
-            (tmp_path / "set" / split / f"{i}.txt").write_text(f"{split} {i}")
-    config = DataConfig(source=str(tmp_path / "set"))
-    assert load_data(config, "validation").captions == ["test 0", "test 1"] and len(load_data(config)) == 6
-
 
 def test_equal_captions_stay_on_one_side(tmp_path):
     words = ["A fox ", "a fox", "a  hen", "an owl", "a cat"] * 12
@@ -450,50 +410,7 @@ def test_equal_captions_stay_on_one_side(tmp_path):
     assert not sides[0] & sides[1] and sides[0] | sides[1] == {"a fox", "a hen", "an owl", "a cat"}
 
 
-def test_a_hub_set_is_asked_for_by_name(tmp_path, monkeypatch):
-    import datasets
-    rows = {"picture": [{"bytes": png(), "path": None}] * 20, "words": [f"shade {i}" for i in range(20)]}
-    features = datasets.Features(picture=datasets.Image(), words=datasets.Value("string"))
-    table = datasets.Dataset.from_dict(rows, features=features)
-    known = {"who/what": datasets.DatasetDict(train=table)}
-    monkeypatch.setattr(datasets, "load_dataset", known.__getitem__)
-    assert len(load_data(DataConfig(source="who/what", image_column="picture", caption_column="words"))) == 18
-    config = DataConfig(source="who/what", caption_column="words")
-    fails(config, "who/what", "'image'", "data.image_column", "picture, words")
-
-
 # Errors
-
-def test_no_network_or_unknown_name(monkeypatch):
-    import datasets
-
-    def unreachable(name): raise ConnectionError("Couldn't reach 'who/nobody' on the Hub")
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    fails(DataConfig(source="who/nobody"), "who/nobody", "Couldn't reach", "network")
-    fails(DataConfig(source="avatar"), "'avatar'", "avatars, emoji")
-
-
-def test_bad_sources_are_named(tmp_path):
-    fails(DataConfig(source=str(tmp_path / "nowhere")), tmp_path / "nowhere", "no such file or folder")
-    fails(DataConfig(source="nothing.parquet"), "nothing.parquet", "no such file or folder")
-    (tmp_path / "empty").mkdir()
-    fails(DataConfig(source=str(tmp_path / "empty")), tmp_path / "empty", "metadata.jsonl", ".txt")
-    (tmp_path / "notes.txt").write_text("not a table")
-    fails(DataConfig(source=str(tmp_path / "notes.txt")), "notes.txt", "not a parquet file")
-    fails(write_table(tmp_path / "none.parquet", image=[], text=[]), "none.parquet", "empty")
-    (tmp_path / "empty" / "metadata.jsonl").write_text('{"file_name": "a.png", "words": "a fox"}')
-    fails(DataConfig(source=str(tmp_path / "empty")), "metadata.jsonl", "'text'", "file_name, words")
-    (tmp_path / "empty" / "metadata.jsonl").write_text('{"file_name": "a.png"')
-    fails(DataConfig(source=str(tmp_path / "empty")), "metadata.jsonl", "can't be read")
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "dataset_info.json").write_text("{}")
-    fails(DataConfig(source=str(tmp_path / "half")), tmp_path / "half")
-    with pytest.raises(VQGenError, match="tset.*train or validation"): load_data(DataConfig(count=60), "tset")
-
-
-def test_missing_column_names_those_that_exist(tmp_path):
-    config = write_table(tmp_path / "a.parquet", image=[png()] * 20, caption=["a fox"] * 20)
-    fails(config, "a.parquet", "'text'", "data.caption_column", "image, caption")
 
 
 def test_too_little_for_two_splits(tmp_path):

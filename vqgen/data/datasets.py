@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .avatars import avatar_examples, hold_out
 from .emoji import emoji_examples
-from .sources import read_source
+from .sources import open_picture, read_source
 from .styles import style_examples
 from ..errors import VQGenError
 from ..files import write_atomically
@@ -56,11 +56,16 @@ def read_picture(path, size):
 # %% ../../nbs/60_data.datasets.ipynb #42b2f13f
 BUILT_IN = ("avatars", "emoji")
 
+def _read_examples(config):
+    "The examples of a source that is read: pictures as functions that open them, and one caption each."
+    for split, table in read_source(config, cache_dir() / "arrow").items():
+        for row in table: yield split, partial(open_picture, row["image"]), row["captions"][0], {}
+
 def _examples(config):
     "The examples of the source that `config` names."
     size, fraction = config.image_size, config.validation_fraction
     if config.source == "emoji": return emoji_examples(fraction)
-    if config.source != "avatars": return read_source(config)
+    if config.source != "avatars": return _read_examples(config)
     if config.style == "pixel-art": return avatar_examples(config.count, size, fraction)
     return style_examples(config.count, size, config.style, fraction)
 
