@@ -87,6 +87,7 @@ def write_standin(folder, rows=ROWS):
     for number, name in enumerate(SHARDS): table.shard(len(SHARDS), number).to_parquet(folder / name)
     size = sum((folder / name).stat().st_size for name in SHARDS)
     (folder / "README.md").write_text(README.format(bytes=size, rows=rows, id=ID), "utf-8")
+    (folder / ".gitattributes").write_text("*.parquet filter=lfs diff=lfs merge=lfs -text\n", "utf-8")
     return folder
 
 

@@ -33,6 +33,11 @@ for source in sys.argv[1:]:
         found[f"{source} {split}"] = [hashlib.sha256(pixels).hexdigest(), list(part.captions)]
 print(json.dumps(found))
 """
+CLONE = """
+import sys
+from huggingface_hub import snapshot_download
+snapshot_download(sys.argv[1], repo_type="dataset", local_dir="clone")
+"""
 RUN = """
 import json, sys
 from vqgen.cli import app
@@ -59,18 +64,20 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def visit(root, tmp_path_factory):
-    "A folder in whose caches the set is, loaded from the Hub; what was read; what was asked, once and again."
+    "A folder with a clone and with caches in which the set is, loaded from the Hub; what was read and asked."
     folder = tmp_path_factory.mktemp("visit")
     with hub_server(root) as hub:
         read = json.loads(python(READ, ID, cwd=folder, endpoint=hub.endpoint))
-        return folder, read, hub.asked
+        asked = [*hub.asked]
+        python(CLONE, ID, cwd=folder, endpoint=hub.endpoint)
+    return folder, read, asked
 
 
 def test_standin_is_like_the_set(root):
     import datasets
     folder = root / "datasets" / ID
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
-    assert sorted(names) == ["README.md", *SHARDS]
+    assert sorted(names) == [".gitattributes", "README.md", *SHARDS]
     table = datasets.load_dataset(str(folder), split="train", cache_dir=str(root / "cache"))
     assert table.features == {"image": datasets.Image(), "text": datasets.Value("string")}
     assert len(table) == ROWS and str(ROWS) in (folder / "README.md").read_text("utf-8")
@@ -110,6 +117,15 @@ def test_cache(visit, tmp_path):
     folder, read, _ = visit
     (tmp_path / "hf").symlink_to(folder / "hf")
     assert json.loads(python(READ, ID, cwd=tmp_path, offline=True)) == read
+
+
+@pytest.mark.slow
+def test_clone(visit, tmp_path):
+    "A folder as `snapshot_download` leaves it, with a cache of its own, is read as the set on the Hub is."
+    folder, read, _ = visit
+    clone = folder / "clone"
+    found = json.loads(python(READ, clone, cwd=tmp_path, offline=True))
+    for split in ("train", "validation"): assert found[f"{clone} {split}"] == read[f"{ID} {split}"]
 
 
 @pytest.mark.slow
