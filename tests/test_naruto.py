@@ -92,7 +92,8 @@ def test_standin_is_like_the_set(root):
 def test_preset_does_not_learn_by_heart(name, grid):
     "Best weights are kept, looked for often; no training sees a picture as often as the original's would."
     config = load_config(name)
-    assert config.name == name and config.data.source == ID and config.data.flip and config.data.crop > 0
+    assert config.name == name and config.data.source == ID
+    assert config.data.flip and config.data.crop > 0 and config.data.views > 1
     assert config.data.image_size // config.vqvae.model.downsample == grid
     for model in MODELS:
         section = getattr(config, section_key(model))
