@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOption', 'FreshOption', 'SeedOption', 'ModelArgument',
            'PriorOption', 'StageOption', 'NewRunOption', 'DemoRunOption', 'CaptionsArgument', 'CountOption',
-           'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption', 'OutOption',
-           'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption', 'SheetOption', 'FIGURES', 'HeldOutOption',
-           'PublishedOption', 'option', 'model_names', 'check_model', 'parse_overrides', 'train', 'demo', 'sample_path',
-           'save_picture', 'generate', 'caption', 'data', 'show_config', 'print_figures', 'evaluate', 'main']
+           'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption',
+           'OutOption', 'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption', 'SheetOption', 'FIGURES',
+           'HeldOutOption', 'PublishedOption', 'hyphenated', 'option', 'model_names', 'check_model', 'parse_overrides',
+           'train', 'demo', 'all_captions', 'sample_path', 'save_picture', 'generate', 'caption', 'data', 'show_config',
+           'print_figures', 'evaluate', 'main']
 
 # %% ../nbs/87_cli.ipynb #7ac95e75
 import difflib
@@ -28,9 +29,15 @@ from vqgen.config import (
 )
 from .errors import VQGenError
 
+# %% ../nbs/87_cli.ipynb #53000005
+def hyphenated(name):
+    "The name of an option or a model with - for each _; None stays None."
+    return name and name.replace("_", "-")
+
 # %% ../nbs/87_cli.ipynb #6b0d14e3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  rich_markup_mode=None, help="Text to image in one shot on discrete image tokens.")
+                  rich_markup_mode=None, help="Text to image in one shot on discrete image tokens.",
+                  context_settings={"token_normalize_func": hyphenated})
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def option(text, *names): return typer.Option(*names, help=text)
@@ -55,8 +62,9 @@ def check_model(name):
 
 _priors = " or ".join([", ".join(list(PRIOR_SECTIONS)[:-1]), list(PRIOR_SECTIONS)[-1]])
 _model_help = f"What to train: vqvae, which comes first, then {_priors}."
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_model_help)]
-PriorOption = Annotated[Optional[str], option(f"{_priors}; by default the last of those that are trained.")]
+_prior_help = f"{_priors}; by default the last of those that are trained."
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_model_help, callback=hyphenated)]
+PriorOption = Annotated[Optional[str], typer.Option(help=_prior_help, callback=hyphenated)]
 
 # %% ../nbs/87_cli.ipynb #e5eab164
 def _check_key(key):
@@ -118,12 +126,22 @@ def demo(context: typer.Context, config: ConfigOption = "avatars", run: DemoRunO
     run = run or Path("runs") / ("demo" if config == "avatars" else f"demo-{Path(config).stem}")
     experiment.demo(load_config(config, parse_overrides(context.args)), run, fresh)
 
+# %% ../nbs/87_cli.ipynb #53000002
+CaptionsArgument = Annotated[Optional[list[str]], typer.Argument(help="One caption or several.")]
+CountOption = Annotated[int, option("Pictures for each caption.", "--num-images", "--num-samples")]
+PromptOption = Annotated[Optional[list[str]], option("A caption as well, by another word.", "--prompt")]
+
+def all_captions(captions, prompts):
+    "The list of `captions` and then `prompts`, each a list or None; raises `VQGenError` where there is none."
+    found = [*(captions or []), *(prompts or [])]
+    if not found: raise VQGenError('nothing to draw: give a caption, vqgen generate "a face with red hair"')
+    return found
+
 # %% ../nbs/87_cli.ipynb #39b5d969
-CaptionsArgument = Annotated[list[str], typer.Argument(help="One caption or several.")]
-CountOption = Annotated[int, option("Pictures for each caption.")]
 StepsOption = Annotated[
     Optional[int], option("For cftn and cftn-v2: 1 is one-shot; more decide the codes little by little.")]
-TemperatureOption = Annotated[Optional[float], option("0 takes the likeliest code everywhere.")]
+TemperatureOption = Annotated[
+    Optional[float], option("0 takes the likeliest code everywhere.", "--temperature", "--temp")]
 TopKOption = Annotated[Optional[int], option("Draw from so many of the likeliest codes; 0 from all.")]
 TopPOption = Annotated[
     Optional[float], option("Draw from the likeliest codes that have this probability together.")]
@@ -143,13 +161,14 @@ def save_picture(picture, path):
     print(f"saved {path}")
 
 @app.command()
-def generate(captions: CaptionsArgument, run: RunOption = RUN, prior: PriorOption = None,
+def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: PriorOption = None,
              num_images: CountOption = 4, seed: SeedOption = 0, steps: StepsOption = None,
              temperature: TemperatureOption = None, top_k: TopKOption = None, top_p: TopPOption = None,
-             guidance_scale: GuidanceOption = None, out: OutOption = None):
+             guidance_scale: GuidanceOption = None, out: OutOption = None, prompt: PromptOption = None):
     "Draw pictures of captions, a row for each. What is not said is as the prior has it by default."
     from vqgen.pipeline import Pipeline
     from vqgen.viz import image_grid
+    captions = all_captions(captions, prompt)
     if num_images < 1: raise VQGenError(f"--num-images must be at least 1, not {num_images}")
     asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
              "guidance_scale": guidance_scale}
