@@ -15,20 +15,19 @@ import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
-_ID = r"(?P<id>[\w.-]+(?:/[\w.-]+)?)"
-_ROUTES = [(method, re.compile(pattern), name) for method, pattern, name in [
-    ("GET", rf"/api/(?P<kind>datasets|models)/{_ID}/tree/(?P<revision>[^/]+)/?(?P<path>.*)", "tree"),
-    ("GET", rf"/api/(?P<kind>datasets|models)/{_ID}(?:/revision/(?P<revision>[^/]+))?", "info"),
-    ("POST", rf"/api/(?P<kind>datasets|models)/{_ID}/paths-info/(?P<revision>[^/]+)", "paths_info"),
-    ("POST", rf"/api/(?P<kind>datasets|models)/{_ID}/preupload/(?P<revision>[^/]+)", "preupload"),
-    ("POST", rf"/api/(?P<kind>datasets|models)/{_ID}/commit/(?P<revision>[^/]+)", "commit"),
-    ("POST", rf"/api/(?P<kind>datasets|models)/{_ID}/branch/(?P<revision>[^/]+)", "branch"),
-    ("POST", "/api/repos/create", "create"),
-    ("POST", "/api/validate-yaml", "validate"),
-    ("GET", "/api/whoami-v2", "whoami"),
-    ("GET", rf"/(?P<kind>datasets/)?{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "file")]]
+_REPOSITORY = r"/api/(?P<kind>datasets|models)/(?P<id>[\w.-]+(?:/[\w.-]+)?)"
+_REVISION = "/(?P<revision>[^/]+)"
+_ROUTES = []   # (method, pattern of the path, function)
+
+
+def route(method, pattern):
+    "Let the function below answer calls of `method` to paths like `pattern`, whose groups are its arguments."
+    def add(function):
+        _ROUTES.append((method, re.compile(pattern), function))
+        return function
+    return add
 
 
 class Missing(Exception):
@@ -62,46 +61,52 @@ def entries(folder):
     return found
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Call(BaseHTTPRequestHandler):
+    "One call of a client."
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments): pass
 
-    def do_GET(self): self.dispatch()
+    def do_GET(self): self.dispatch("GET")
 
-    def do_HEAD(self): self.dispatch()
+    def do_HEAD(self): self.dispatch("GET")
 
-    def do_POST(self): self.dispatch()
+    def do_POST(self): self.dispatch("POST")
 
-    def dispatch(self):
-        "Find the route, let its method answer, and remember what was asked and how it ended."
-        path = unquote(urlsplit(self.path).path)
+    def dispatch(self, method):
+        "Let the function of the first route that fits answer."
+        self.place, _, self.query = unquote(self.path).partition("?")
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        method = "GET" if self.command == "HEAD" else self.command
-        found = ((re.fullmatch(pattern, path), name) for verb, pattern, name in _ROUTES if verb == method)
-        match, name = next(((match, name) for match, name in found if match), (None, None))
+        tried = [(re.fullmatch(pattern, self.place), function)
+                 for verb, pattern, function in _ROUTES if verb == method]
+        match, function = next(((match, function) for match, function in tried if match), (None, None))
         try:
             if not match: raise Missing("EntryNotFound")
-            getattr(self, name)(**{key: value or "" for key, value in match.groupdict().items()})
+            function(self, **{key: value or "" for key, value in match.groupdict().items()})
         except Missing as code: self.answer({"error": str(code)}, 404, {"X-Error-Code": str(code)})
 
     def answer(self, found, status=200, headers=None):
         "Send `found`, bytes or what becomes JSON."
         data = found if isinstance(found, bytes) else json.dumps(found).encode()
-        self.server.asked.append((self.command, unquote(urlsplit(self.path).path), status))
+        self.server.asked.append((self.command, self.place, status))
         self.send_response(status)
         headers = {"Content-Length": len(data), **(headers or {})}
         for key, value in headers.items(): self.send_header(key, str(value))
         self.end_headers()
         if self.command != "HEAD": self.wfile.write(data)
 
-    def folder(self, kind, id, revision):
+    def sent(self):
+        "The body of the call, JSON or a form."
+        if "json" in self.headers.get("Content-Type", ""): return json.loads(self.body)
+        return parse_qs(self.body.decode())
+
+    def folder(self, kind, id, revision=""):
         "The folder of a repository's revision, a name or a commit."
         home = self.server.root / (kind.strip("/") or "models") / id
         token = home / ".token"
         if not home.is_dir(): raise Missing("RepoNotFound")
-        if token.exists() and self.headers.get("Authorization") != f"Bearer {token.read_text().strip()}":
-            raise Missing("RepoNotFound")   # as the Hub answers to those who may not know of it
+        if token.exists() and self.headers.get("Authorization") != f"Bearer {token.read_text()}":
+            raise Missing("RepoNotFound")   # as the Hub answers those who may not know of it
         if revision in ("", "main"): return home
         branch = home.with_name(f"{home.name}@{revision}")
         if branch.is_dir(): return branch
@@ -109,92 +114,101 @@ class _Handler(BaseHTTPRequestHandler):
         if not found: raise Missing("RevisionNotFound")
         return found[0]
 
-    # --- what is read ---
 
-    def info(self, kind, id, revision):
-        folder = self.folder(kind, id, revision)
-        names = [{"rfilename": name} for name in files_of(folder)]
-        self.answer({"_id": "0", "id": id, "sha": commit_of(folder), "siblings": names, "tags": [],
-                     "private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0})
+# --- what is read ---
 
-    def tree(self, kind, id, revision, path):
-        found = entries(self.folder(kind, id, revision))
-        deep = parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() in ("true", "1")
-        below = [name for name in found if name.startswith(path and f"{path}/")]
-        if path and not below: raise Missing("EntryNotFound")
-        shown = [name for name in below if deep or "/" not in name[len(path):].strip("/")]
-        self.answer([found[name] for name in shown])
+@route("GET", rf"{_REPOSITORY}/tree{_REVISION}/?(?P<path>.*)")
+def tree(call, kind, id, revision, path):
+    found = entries(call.folder(kind, id, revision))
+    deep = parse_qs(call.query).get("recursive", [""])[0].lower() in ("true", "1")
+    below = [name for name in found if name.startswith(path and f"{path}/")]
+    if path and not below: raise Missing("EntryNotFound")
+    call.answer([found[name] for name in below if deep or "/" not in name[len(path):].strip("/")])
 
-    def paths_info(self, kind, id, revision):
-        found = entries(self.folder(kind, id, revision))
-        self.answer([found[name] for name in self.sent()["paths"] if name in found])
 
-    def file(self, kind, id, revision, path):
-        folder = self.folder(kind, id, revision)
-        commit = {"X-Repo-Commit": commit_of(folder)}
-        if path not in files_of(folder):
-            return self.answer(b"", 404, {"X-Error-Code": "EntryNotFound", **commit})
-        data = (folder / path).read_bytes()
-        headers = {"ETag": f'"{git_hash(folder / path)}"', "Accept-Ranges": "bytes", **commit}
-        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if not part: return self.answer(data, 200, headers)
-        first, last = int(part[1]), min(int(part[2] or len(data)), len(data) - 1)
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-        self.answer(data[first:last + 1], 206, headers)
+@route("GET", rf"{_REPOSITORY}(?:/revision{_REVISION})?")
+def info(call, kind, id, revision):
+    folder = call.folder(kind, id, revision)
+    names = [{"rfilename": name} for name in files_of(folder)]
+    call.answer({"_id": "0", "id": id, "sha": commit_of(folder), "siblings": names, "tags": [],
+                 "private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0})
 
-    # --- what is written ---
 
-    def sent(self):
-        "The body of the request, JSON or a form."
-        if "json" in self.headers.get("Content-Type", ""): return json.loads(self.body)
-        return parse_qs(self.body.decode())
+@route("POST", rf"{_REPOSITORY}/paths-info{_REVISION}")
+def paths_info(call, kind, id, revision):
+    found = entries(call.folder(kind, id, revision))
+    call.answer([found[name] for name in call.sent()["paths"] if name in found])
 
-    def url(self, kind, id):
-        return f"http://{self.headers['Host']}/{'' if kind == 'models' else f'{kind}/'}{id}"
 
-    def whoami(self): self.answer({"type": "user", "name": "somebody", "orgs": []})
+@route("GET", rf"/(?P<kind>datasets/)?(?P<id>[\w.-]+(?:/[\w.-]+)?)/resolve{_REVISION}/(?P<path>.+)")
+def file(call, kind, id, revision, path):
+    folder = call.folder(kind, id, revision)
+    headers = {"X-Repo-Commit": commit_of(folder)}
+    missing = {"X-Error-Code": "EntryNotFound", **headers}
+    if path not in files_of(folder): return call.answer(b"", 404, missing)
+    data = (folder / path).read_bytes()
+    headers |= {"ETag": f'"{git_hash(folder / path)}"', "Accept-Ranges": "bytes"}
+    part = re.fullmatch(r"bytes=(\d+)-(\d*)", call.headers.get("Range") or "")
+    if not part: return call.answer(data, 200, headers)
+    first, last = int(part[1]), min(int(part[2] or len(data)), len(data) - 1)
+    call.answer(data[first:last + 1], 206, {"Content-Range": f"bytes {first}-{last}/{len(data)}", **headers})
 
-    def validate(self): self.answer({"errors": [], "warnings": []})
 
-    def create(self):
-        asked = self.sent()
-        id = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
-        kind = f"{asked.get('type') or 'model'}s"
-        folder = self.server.root / kind / id
-        status = 409 if folder.is_dir() else 200
-        folder.mkdir(parents=True, exist_ok=True)
-        if asked.get("private") or asked.get("visibility") == "private":
-            (folder / ".token").write_text(self.headers.get("Authorization", "").removeprefix("Bearer "))
-        self.answer({"url": self.url(kind, id), "name": id, "id": id}, status)
+# --- what is written ---
 
-    def branch(self, kind, id, revision):
-        home = self.folder(kind, id, "")
-        branch = home.with_name(f"{home.name}@{revision}")
-        if branch.exists(): return self.answer({"error": "the branch exists"}, 409)
-        shutil.copytree(home, branch)
-        self.answer({})
+@route("GET", "/api/whoami-v2")
+def whoami(call): call.answer({"type": "user", "name": "somebody", "orgs": []})
 
-    def preupload(self, kind, id, revision):
-        self.folder(kind, id, revision)
-        how = {"uploadMode": "regular", "shouldIgnore": False}
-        self.answer({"files": [{"path": file["path"], **how} for file in self.sent()["files"]]})
 
-    def commit(self, kind, id, revision):
-        folder = self.folder(kind, id, revision)
-        for line in map(json.loads, self.body.splitlines()):
-            path = folder / line["value"].get("path", "")
-            if line["key"] == "deletedFile": path.unlink()
-            if line["key"] != "file": continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(base64.b64decode(line["value"]["content"]))
-        commit = commit_of(folder)
-        self.answer({"commitUrl": f"{self.url(kind, id)}/commit/{commit}", "commitOid": commit})
+@route("POST", "/api/validate-yaml")
+def validate(call): call.answer({"errors": [], "warnings": []})
+
+
+@route("POST", "/api/repos/create")
+def create(call):
+    asked = call.sent()
+    id = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
+    folder = call.server.root / f"{asked.get('type') or 'model'}s" / id
+    status = 409 if folder.is_dir() else 200
+    folder.mkdir(parents=True, exist_ok=True)
+    if asked.get("private") or asked.get("visibility") == "private":
+        (folder / ".token").write_text(call.headers.get("Authorization", "").removeprefix("Bearer "))
+    call.answer({"url": f"{call.server.endpoint}/{id}", "name": id, "id": id}, status)
+
+
+@route("POST", rf"{_REPOSITORY}/branch{_REVISION}")
+def branch(call, kind, id, revision):
+    home = call.folder(kind, id)
+    branch = home.with_name(f"{home.name}@{revision}")
+    if branch.exists(): return call.answer({"error": "the branch exists"}, 409)
+    shutil.copytree(home, branch)
+    call.answer({})
+
+
+@route("POST", rf"{_REPOSITORY}/preupload{_REVISION}")
+def preupload(call, kind, id, revision):
+    call.folder(kind, id, revision)
+    how = {"uploadMode": "regular", "shouldIgnore": False}
+    call.answer({"files": [{"path": file["path"], **how} for file in call.sent()["files"]]})
+
+
+@route("POST", rf"{_REPOSITORY}/commit{_REVISION}")
+def commit(call, kind, id, revision):
+    folder = call.folder(kind, id, revision)
+    for line in map(json.loads, call.body.splitlines()):
+        path = folder / line["value"].get("path", "")
+        if line["key"] == "deletedFile": path.unlink()
+        if line["key"] != "file": continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(line["value"]["content"]))
+    made = commit_of(folder)
+    call.answer({"commitUrl": f"{call.server.endpoint}/{id}/commit/{made}", "commitOid": made})
 
 
 @contextlib.contextmanager
 def hub_server(root):
     "A running server over `root`; `endpoint` is its address, `asked` tells how each call was put and ended."
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Call)
     server.root, server.asked = Path(root), []
     server.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -10,6 +10,7 @@ __all__ = ['RUN_FILES', 'CARD', 'run_patterns', 'is_hub_id', 'hub_fault', 'expla
 # %% ../nbs/54_hub.ipynb #54000002
 import contextlib
 import copy
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -46,7 +47,9 @@ def hub_fault(error, repo_id, revision=None):
         return "is no folder here, and no model of the Hub, or a private one: check the name, or give a token"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"has no revision {revision!r:.60} on the Hugging Face Hub: choose another"
-    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "is on the Hugging Face Hub, if anywhere, which is out of reach: HF_HUB_OFFLINE is set"
+    if isinstance(error, errors.LocalEntryNotFoundError):
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "check the network"
         return f"is no folder here, was not (wholly) fetched before, and the Hub is out of reach: {reason}"
     if isinstance(error, errors.LocalTokenNotFoundError): return "wants a token: `hf auth login`, or give one"
@@ -147,8 +150,8 @@ Draws pictures of {side} x {side} pixels from captions: the prior `{prior}` draw
 
 ```python
 from vqgen import Pipeline             # pip install vqgen
-pipe = Pipeline.from_pretrained({name!r})
-pictures = pipe({example!r}, num_images=4, seed=0)
+pipe = Pipeline.from_pretrained({name})
+pictures = pipe({example}, num_images=4, seed=0)
 pictures[0].save("picture.png")
 ```
 
@@ -181,10 +184,11 @@ def model_card(pipeline, name, captions):
     recipe = f"All settings are in the files `config.yaml`: {' and '.join(commands)} repeat it."
     if not commands: recipe = "Nothing is known here of the training."
     return CARD.format(
-        head=card_head(pipeline).strip(), title=name.split("/")[-1], name=name, prior=prior, rows=rows,
+        head=card_head(pipeline).strip(), title=name.split("/")[-1], name=json.dumps(name), prior=prior,
         side=shape.grid_size * pipeline.vqvae.config.downsample, grid=shape.grid_size,
-        codes=shape.codebook_size, captions="; ".join(told), example=captions[0] or "a caption",
-        words=shape.vocab_size, length=shape.max_length, data=data_lines(trained_on(pipeline)), recipe=recipe)
+        codes=shape.codebook_size, captions="; ".join(told), data=data_lines(trained_on(pipeline)),
+        words=shape.vocab_size, length=shape.max_length, rows=rows, recipe=recipe,
+        example=json.dumps(captions[0] or "a caption", ensure_ascii=False))
 
 # %% ../nbs/54_hub.ipynb #54000018
 def check_target(folder, vqvae, prior):

@@ -235,12 +235,16 @@ def stream_codes(pipeline, captions, seed=0, generator=None, **options):
 
     `captions` is a list of B strings; image i has the random numbers of seed `seed + i`, or those of
     `generator`. `options` are those of the prior's `stream`: `temperature`, `top_k`, `top_p`,
-    `guidance_scale`, of CFTN and CFTN v2 also `steps`; `given` (B, h, w) holds codes that are to stay.
-    Raises `VQGenError` where one of these makes no sense.
+    `guidance_scale`, of CFTN and CFTN v2 also `steps`; `given` (B, h, w) holds codes that are to stay. One
+    that is None is as in the prior's `defaults`. Raises `VQGenError` where one of these makes no sense.
     """
+    prior, options = pipeline.prior, {name: value for name, value in options.items() if value is not None}
+    if "steps" in options and not hasattr(prior.defaults, "steps"):
+        raise VQGenError(f"{type(prior).__name__} draws code after code: leave steps out, or use the prior "
+                         "cftn or cftn-v2")
     text = read_captions(pipeline, captions)
     generators = picture_generators(len(text.input_ids), seed, generator)
-    return pipeline.prior.stream(text, generators, **options)
+    return prior.stream(text, generators, **options)
 
 # %% ../nbs/50_pipeline.ipynb #50000020
 def draw_pictures(pipeline, prompt, num_images=1, seed=0, generator=None, callback=None, steps=None,
@@ -257,27 +261,25 @@ def draw_pictures(pipeline, prompt, num_images=1, seed=0, generator=None, callba
     if not isinstance(prompt, (str, list, tuple)):
         raise VQGenError(f"give one caption, a string, or a list of them, not {type(prompt).__name__}")
     captions = check_captions([prompt] if isinstance(prompt, str) else prompt)
-    named = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-             "guidance_scale": guidance_scale}
-    options |= {name: value for name, value in named.items() if value is not None}
     repeated = sum(([caption] * num_images for caption in captions), [])
-    images = pipeline.images(repeated, seed, generator=generator, callback=callback, **options)
+    images = pipeline.images(repeated, seed, generator=generator, callback=callback, steps=steps, top_k=top_k,
+                             temperature=temperature, top_p=top_p, guidance_scale=guidance_scale, **options)
     return [to_pil(image) for image in images]
 
 # %% ../nbs/50_pipeline.ipynb #50000022
-def inpaint_picture(pipeline, image, mask, prompt, num_images=1, seed=0, generator=None, callback=None,
+def inpaint_picture(pipeline, image, mask, caption, seed=0, num_images=1, generator=None, callback=None,
                     **options):
-    """A list of `num_images` PIL pictures: `image` with the part under `mask` painted anew, as `prompt` says.
+    """A list of `num_images` PIL pictures: `image`, the part under `mask` painted anew as `caption` says.
 
     `image` is a PIL picture or a tensor (1, 3, H, W) in [-1, 1]; `mask` a PIL picture of any size, white
-    where to paint, or bool (h, w), one for each code; `prompt` a caption of the whole picture. All else is as
-    when a pipeline is called. Raises `VQGenError` for a prior that cannot, and what makes no sense.
+    where to paint, or bool (h, w), one for each code; `caption` is of the whole picture. All else is as when
+    a pipeline is called. Raises `VQGenError` for a prior that cannot, and what makes no sense.
     """
     prior, count = pipeline.prior, whole_number(num_images, "num_images", 1)
     if not hasattr(prior, "mask_id"):
         raise VQGenError(f"{type(prior).__name__} draws code after code and cannot hear what comes later: "
                          "use the prior cftn or cftn-v2 to inpaint")
-    if not isinstance(prompt, str): raise VQGenError("give one caption, a string, of the whole picture")
+    if not isinstance(caption, str): raise VQGenError("give one caption, a string, of the whole picture")
     if isinstance(image, Image.Image): image = ImageOps.exif_transpose(image)
     images = to_images(pipeline, image)
     if len(images) != 1: raise VQGenError(f"give one picture at a time, not {len(images)}")
@@ -286,7 +288,7 @@ def inpaint_picture(pipeline, image, mask, prompt, num_images=1, seed=0, generat
     check_grid(pipeline, codes)
     given = codes.masked_fill(open_codes(pipeline, mask, size), -1).repeat(count, 1, 1)          # (B, h, w)
     options |= {"seed": seed, "generator": generator, "callback": callback, "given": given}
-    return [to_pil(image) for image in pipeline.images([prompt] * count, **options)]
+    return [to_pil(image) for image in pipeline.images([caption] * count, **options)]
 
 # %% ../nbs/50_pipeline.ipynb #50000007
 def check_grid(pipeline, codes):
