@@ -122,7 +122,7 @@ def test_what_the_hub_answers_is_told(status, kind, part):
 
 
 def test_saved_and_loaded_it_is_the_same(shipped, tmp_path):
-    folder = shipped.save_pretrained(tmp_path / "saved")
+    folder = shipped.save_pretrained(tmp_path / "saved", license="cc0-1.0")
     names = {"README.md", "samples.png", *(f"vqvae/{name}" for name in RUN_FILES[:3]),
              *(f"lstm/{name}" for name in RUN_FILES[:5])}
     assert contents(folder).keys() == names
@@ -131,7 +131,7 @@ def test_saved_and_loaded_it_is_the_same(shipped, tmp_path):
     assert again.origin == shipped.origin
     head, card = (folder / "README.md").read_text().split("---\n", 2)[1:]
     assert yaml.safe_load(head) == {"library_name": "vqgen", "pipeline_tag": "text-to-image",
-                                    "tags": ["vqgen", "vq-vae", "lstm"]}
+                                    "tags": ["vqgen", "vq-vae", "lstm"], "license": "cc0-1.0"}
     for fact in ("32 x 32", "8 x 8", "2,500", "1,800", "CC0 1.0", "30,000", "LSTMPrior"): assert fact in card
     (folder / "README.md").write_text("mine")
     Pipeline.from_pretrained("avatars-hour", "cftn").save_pretrained(folder)      # a second prior

@@ -67,6 +67,7 @@ def test_stream_ends_with_the_codes(name):
     (lambda pipe: pipe("a face", callback=3), "callback"),
     (lambda pipe: pipe.to(torch.float16), "bfloat16"), (lambda pipe: pipe.to(dtype="half"), "torch.float32"),
     (lambda pipe: pipe.to("nowhere"), "nowhere"), (lambda pipe: pipe.to(1.5), "1.5"),
+    (lambda pipe: pipe.to("meta"), "no numbers"),
     (lambda pipe: pipe.inpaint(PICTURE, Image.new("L", (9, 9)), "a face"), "white"),
     (lambda pipe: pipe.inpaint(PICTURE, "left", "a face"), "(4, 4)"),
     (lambda pipe: pipe.inpaint(PICTURE, torch.ones(4, 4), "a face"), "bool"),
@@ -187,8 +188,10 @@ def test_inpainting_changes_only_open_codes(name):
 
 
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
-def test_only_some_priors_inpaint(name):
+def test_only_some_priors_inpaint_and_take_steps(name):
     assert "cftn-v2" in refusal(pipeline(name).inpaint, PICTURE, PICTURE, "a face")
+    assert "cftn-v2" in refusal(pipeline(name), "a face", steps=4)
+    pipeline(name)("a face", steps=None)
 
 
 def test_captions_of_which_nothing_is_known_are_named():
@@ -250,11 +253,13 @@ def test_seeded_generators():
 
 
 @pytest.mark.slow
-def test_a_compiled_pipeline_draws_the_same():
-    "The same codes, and images equal up to rounding, for each kind of prior loop."
+def test_a_compiled_pipeline_draws_the_same(tmp_path):
+    "The same codes, and images equal up to rounding, for each kind of prior loop; it can be saved, too."
     for name in ("cftn-v2", "transformer"):
         pipe = pipeline(name)
         codes, images = pipe.codes(CAPTIONS, seed=2), pipe.images(CAPTIONS, seed=2)
         assert pipe.compile() is pipe
         assert torch.equal(pipe.codes(CAPTIONS, seed=2), codes)
         assert torch.allclose(pipe.images(CAPTIONS, seed=2), images, atol=1e-4)
+        saved = Pipeline.from_pretrained(pipe.save_pretrained(tmp_path / name))
+        assert torch.equal(saved.codes(CAPTIONS, seed=2), codes)

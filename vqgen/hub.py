@@ -66,7 +66,7 @@ def explain_hub(repo_id, revision=None):
     "Turn what `huggingface_hub` raises in the `with` block, about the model `repo_id`, into one sentence."
     from huggingface_hub import errors
     try: yield
-    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
+    except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:
         raise VQGenError(f"{repo_id} {hub_fault(error, repo_id, revision)}") from None
 
 # %% ../nbs/54_hub.ipynb #54000009
@@ -124,13 +124,13 @@ def part_row(name, model, description):
     steps = f"{description['step']:,} ({description.get('stage')})" if "step" in description else ""
     return f"| `{name}` | {type(model).__name__} | {count / 1e6:.2f} M | {sizes} | {steps} |"
 
-def card_head(pipeline):
-    "The YAML by which the Hub knows what the model of `pipeline` is."
+def card_head(pipeline, license=None):
+    "The YAML by which the Hub knows what the model of `pipeline` is, and its `license`, such as apache-2.0."
     from huggingface_hub import ModelCardData
     source, prior = str(trained_on(pipeline).get("source", "")), prior_of(pipeline)
     datasets = [source] if is_hub_id(source) and not Path(source).exists() else None
     return ModelCardData(library_name="vqgen", pipeline_tag="text-to-image", tags=["vqgen", "vq-vae", prior],
-                         datasets=datasets).to_yaml()
+                         license=license, datasets=datasets).to_yaml()
 
 # %% ../nbs/54_hub.ipynb #54000028
 CARD = """---
@@ -173,8 +173,8 @@ Captions are read in {words:,} tokens, at most {length} each. The weights are sa
 """
 
 # %% ../nbs/54_hub.ipynb #54000016
-def model_card(pipeline, name, captions):
-    "The card of the model `name` of `pipeline`, whose sample pictures are of `captions`."
+def model_card(pipeline, name, captions, license=None):
+    "The card of the model `name` of `pipeline`, whose sample pictures are of `captions`; see `card_head`."
     prior, shape = prior_of(pipeline), pipeline.prior.shape
     parts = {"vqvae": pipeline.vqvae, prior: pipeline.prior}
     found = {part: pipeline.origin.get(part, ({}, "")) for part in parts}
@@ -184,9 +184,9 @@ def model_card(pipeline, name, captions):
     recipe = f"All settings are in the files `config.yaml`: {' and '.join(commands)} repeat it."
     if not commands: recipe = "Nothing is known here of the training."
     return CARD.format(
-        head=card_head(pipeline).strip(), title=name.split("/")[-1], name=json.dumps(name), prior=prior,
+        head=card_head(pipeline, license).strip(), title=name.split("/")[-1], name=json.dumps(name),
         side=shape.grid_size * pipeline.vqvae.config.downsample, grid=shape.grid_size,
-        codes=shape.codebook_size, captions="; ".join(told), data=data_lines(trained_on(pipeline)),
+        codes=shape.codebook_size, prior=prior, captions="; ".join(told), data=data_lines(trained_on(pipeline)),
         words=shape.vocab_size, length=shape.max_length, rows=rows, recipe=recipe,
         example=json.dumps(captions[0] or "a caption", ensure_ascii=False))
 
@@ -221,43 +221,47 @@ def save_models(pipeline, folder):
     with explain_faults(folder): pipeline.tokenizer.save_pretrained(str(folder / prior))
 
 # %% ../nbs/54_hub.ipynb #54000029
-def save_card(pipeline, folder, name, captions):
-    "Write `README.md` and `samples.png`, four pictures of each of `captions`, into `folder`."
+def save_card(pipeline, folder, name, captions, license=None):
+    "Write `README.md` and `samples.png`, four pictures of each of `captions`, a list, into `folder`."
     images = pipeline.images(sum(([caption] * 4 for caption in captions), []))
     sheet = image_grid(images, columns=4 if captions[1:] else 8, scale=max(1, 128 // images.shape[-1]))
-    card = model_card(pipeline, name, captions)
+    card = model_card(pipeline, name, captions, license)
     write_atomically(folder / "samples.png", lambda path: sheet.save(path, format="PNG"))
     write_atomically(folder / "README.md", lambda path: path.write_text(card, "utf-8"))
 
-def save_run(pipeline, folder, captions=("",)):
+def save_run(pipeline, folder, captions=("",), license=None):
     """Write the models of `pipeline` into `folder`, which `from_pretrained` reads again; returns its path.
 
-    A model card, README.md, where there is none yet, says what they are, and shows pictures of `captions`,
-    four each. Raises `VQGenError` where the folder holds a training or another VQ-VAE, or cannot be written.
+    A model card, README.md, where there is none yet, says what they are, under which `license`, such as
+    "apache-2.0", and shows pictures of `captions`, four each. Raises `VQGenError` where the folder holds a
+    training or another VQ-VAE, or cannot be written.
     """
     folder = Path(folder).expanduser()
     save_models(pipeline, folder)
-    if not (folder / "README.md").exists(): save_card(pipeline, folder, folder.name, list(captions))
+    if not (folder / "README.md").exists(): save_card(pipeline, folder, folder.name, list(captions), license)
     return folder
 
 # %% ../nbs/54_hub.ipynb #54000025
-def push_run(pipeline, repo_id, private=False, token=None, revision=None, captions=("",)):
+def push_run(pipeline, repo_id, private=False, token=None, revision=None, captions=("",),
+             license=None):
     """Upload the models of `pipeline` and their card to the Hub as `repo_id`; returns the address of the
     commit.
 
     The repository is made where there is none, `private` or not, and the branch `revision`; a card that is
-    there stays as it is. `token` must allow to write; `captions` are those of the sample pictures. Raises
+    there stays as it is. `token` must allow to write; `captions` and `license` are for the card. Raises
     `VQGenError` where the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
     if not is_hub_id(repo_id): raise VQGenError(f"{repo_id!r:.80} cannot name a model: give owner/name")
     hub = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder, explain_hub(repo_id, revision):
+    with explain_hub(repo_id, revision):
         hub.create_repo(repo_id, private=private, exist_ok=True)
         if revision: hub.create_branch(repo_id, branch=revision, exist_ok=True)
+        has_card = hub.file_exists(repo_id, "README.md", revision=revision)
+    with tempfile.TemporaryDirectory() as folder:
         save_models(pipeline, Path(folder))
-        if not hub.file_exists(repo_id, "README.md", revision=revision):
-            save_card(pipeline, Path(folder), repo_id, list(captions))
-        commit = hub.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision,
-                                   commit_message=f"Upload {prior_of(pipeline)} with vqgen")
+        if not has_card: save_card(pipeline, Path(folder), repo_id, list(captions), license)
+        with explain_hub(repo_id, revision):
+            commit = hub.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision,
+                                       commit_message=f"Upload {prior_of(pipeline)} with vqgen")
     return str(commit)

@@ -354,7 +354,7 @@ def compile_models(pipeline, **options):
 def to_available(device, *models):
     "`models` on `device`, for evaluation; raises `VQGenError` where there is no such device."
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta: raise RuntimeError("it holds no numbers")
         return [model.to(device).eval() for model in models]
     except (AssertionError, RuntimeError, TypeError) as fault:
         detail = (str(fault).strip().splitlines() or [""])[0][:100]
