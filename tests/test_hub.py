@@ -148,6 +148,8 @@ def test_models_of_no_run_are_saved(tmp_path):
     assert pixels(Pipeline.from_pretrained(folder)) == pixels(pipe)
     card = (folder / "README.md").read_text()
     assert "Nothing is known here of the training" in card and "no caption" in card
+    other = pipe.save_pretrained(tmp_path / "three", captions=CAPTION) / "README.md"
+    assert f"*{CAPTION}*" in other.read_text() and "captions" in refusal(pipe.save_pretrained, tmp_path, ())
     half = Pipeline.from_pretrained(folder).to(torch.bfloat16)
     again = Pipeline.from_pretrained(half.save_pretrained(tmp_path / "two"))
     assert again.dtype == torch.float32 and torch.equal(again.prior.code_head.weight.bfloat16(),

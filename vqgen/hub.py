@@ -186,8 +186,8 @@ def model_card(pipeline, name, captions, license=None):
     return CARD.format(
         head=card_head(pipeline, license).strip(), title=name.split("/")[-1], name=json.dumps(name),
         side=shape.grid_size * pipeline.vqvae.config.downsample, grid=shape.grid_size,
-        codes=shape.codebook_size, prior=prior, captions="; ".join(told), data=data_lines(trained_on(pipeline)),
-        words=shape.vocab_size, length=shape.max_length, rows=rows, recipe=recipe,
+        codes=shape.codebook_size, captions="; ".join(told), data=data_lines(trained_on(pipeline)),
+        prior=prior, words=shape.vocab_size, length=shape.max_length, rows=rows, recipe=recipe,
         example=json.dumps(captions[0] or "a caption", ensure_ascii=False))
 
 # %% ../nbs/54_hub.ipynb #54000018
@@ -222,7 +222,8 @@ def save_models(pipeline, folder):
 
 # %% ../nbs/54_hub.ipynb #54000029
 def save_card(pipeline, folder, name, captions, license=None):
-    "Write `README.md` and `samples.png`, four pictures of each of `captions`, a list, into `folder`."
+    "Write `README.md` and `samples.png`, four pictures of each of `captions`, into `folder`."
+    captions = [captions] if isinstance(captions, str) else list(captions)
     images = pipeline.images(sum(([caption] * 4 for caption in captions), []))
     sheet = image_grid(images, columns=4 if captions[1:] else 8, scale=max(1, 128 // images.shape[-1]))
     card = model_card(pipeline, name, captions, license)
@@ -238,7 +239,7 @@ def save_run(pipeline, folder, captions=("",), license=None):
     """
     folder = Path(folder).expanduser()
     save_models(pipeline, folder)
-    if not (folder / "README.md").exists(): save_card(pipeline, folder, folder.name, list(captions), license)
+    if not (folder / "README.md").exists(): save_card(pipeline, folder, folder.name, captions, license)
     return folder
 
 # %% ../nbs/54_hub.ipynb #54000025
@@ -260,7 +261,7 @@ def push_run(pipeline, repo_id, private=False, token=None, revision=None, captio
         has_card = hub.file_exists(repo_id, "README.md", revision=revision)
     with tempfile.TemporaryDirectory() as folder:
         save_models(pipeline, Path(folder))
-        if not has_card: save_card(pipeline, Path(folder), repo_id, list(captions), license)
+        if not has_card: save_card(pipeline, Path(folder), repo_id, captions, license)
         with explain_hub(repo_id, revision):
             commit = hub.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision,
                                        commit_message=f"Upload {prior_of(pipeline)} with vqgen")
