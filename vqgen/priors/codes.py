@@ -13,7 +13,6 @@ import torch
 from torch.utils.data import Dataset
 
 from ..data.cache import cached_array
-from ..data.datasets import cache_dir
 from ..errors import VQGenError
 from ..files import fingerprint
 from .text import cached_features, null_caption, pad, token_ids
@@ -29,6 +28,7 @@ def encode_dataset(vqvae, data, batch_size=256, device="cpu", views=1):
     Mapped from a file in the cache folder; an interrupted encoding goes on where it stopped. Where there is
     something to encode, `vqvae` moves to `device`, and encodes `batch_size` images at a time.
     """
+    from vqgen.data.datasets import cache_dir  # here: whoever only draws does not need it
     kind = f"-{views}-{data.flip}-{data.crop}" if views > 1 else ""
     path = cache_dir() / "codes" / f"{data.fingerprint}-{data.split}-{fingerprint(vqvae)}{kind}.npy"
     grid = vqvae.grid_size(data.image_size)
