@@ -68,6 +68,7 @@ def test_their_classifier_is_for_their_data_and_is_never_trained_over():
 def test_a_folder_comes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_run(RUN).parent.name == "trained"
-    (tmp_path / RUN).mkdir()
+    (tmp_path / RUN / "vqvae").mkdir(parents=True)
+    (tmp_path / RUN / "vqvae" / "config.json").touch()
     assert find_run(RUN).parent.name != "trained"
     with pytest.raises(VQGenError, match=f"vqgen demo.*{RUN}"): find_run("runs/none")

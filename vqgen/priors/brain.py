@@ -217,13 +217,14 @@ def embed_words(towers, text, captions=None):
     Returns the hidden states (B + c, T, C), a mask of which words see which, (B + c, 1, T or 1, T), and one
     of the words that patches may hear, (B, 1, 1, T).
     """
-    embed, audible = towers.text_tower.embedding, additive_mask(padding_mask(text.attention_mask))
+    embed, dtype = towers.text_tower.embedding, towers.text_tower.norm.weight.dtype
+    audible = additive_mask(padding_mask(text.attention_mask), dtype)
     if captions is None: return embed(text.input_ids, text.features), audible, audible
     ids, length = torch.cat([text.input_ids, captions.input_ids]), text.input_ids.shape[1]
     if text.features is None: words = embed(ids)
     else:                                # captions by ids alone: the feature of a word has seen later words
         words = torch.cat([embed(text.input_ids, text.features), embed(captions.input_ids)])
-    causal = additive_mask(causal_mask(length, ids.device)).expand(len(captions.input_ids), 1, -1, -1)
+    causal = additive_mask(causal_mask(length, ids.device), dtype).expand(len(captions.input_ids), 1, -1, -1)
     return words, torch.cat([audible.expand(-1, -1, length, -1), causal]), audible
 
 # %% ../../nbs/37_priors.brain.ipynb #26000071

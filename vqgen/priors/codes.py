@@ -11,7 +11,6 @@ import torch
 from torch.utils.data import Dataset
 
 from ..data.cache import cached_array
-from ..data.datasets import cache_dir
 from ..errors import VQGenError
 from ..files import fingerprint
 from .text import cached_features, null_caption, pad, token_ids
@@ -24,6 +23,7 @@ def encode_dataset(vqvae, data, batch_size=256, device="cpu"):
     Mapped from a file in the cache folder; an interrupted encoding goes on where it stopped. Where there is
     something to encode, `vqvae` moves to `device`, and encodes `batch_size` images at a time.
     """
+    from vqgen.data.datasets import cache_dir  # here: whoever only draws does not need it
     path = cache_dir() / "codes" / f"{data.fingerprint}-{data.split}-{fingerprint(vqvae)}.npy"
     grid = vqvae.grid_size(data.image_size)
     def encode(rows):                                                            # (B, 3, H, W) -> (B, h, w)

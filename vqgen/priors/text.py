@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..data.cache import cached_array
-from ..data.datasets import cache_dir
 from ..errors import VQGenError
 from ..files import differences, fingerprint
 
@@ -287,6 +286,7 @@ def cached_features(encoder, rows, device="cpu"):
         features = encode_rows(encoder.to(device), chosen)
         for line, vectors in zip(block, features): line[:len(vectors)] = vectors
         return block
+    from vqgen.data.datasets import cache_dir  # here: whoever only draws does not need it
     path = cache_dir() / "features" / f"{key}.npy"
     array = cached_array(path, shape, np.float16, make, size=64, title="encoding captions")
     return [array[places[row], :len(row)] for row in map(tuple, rows)]

@@ -69,8 +69,8 @@ class VQVAE(nn.Module):
     @on_model_device
     def decode(self, codes):
         "The images `(B, 3, f h, f w)`, in [-1, 1], of `codes` `(B, h, w)`."
-        codes = check_codes(codes, self.config.codebook_size)
-        return self.decoder(self.quantizer.decode(codes)).clamp(-1, 1)
+        vectors = self.quantizer.decode(check_codes(codes, self.config.codebook_size))         # (B, D, h, w)
+        return self.decoder(vectors.to(next(self.decoder.parameters()).dtype)).clamp(-1, 1)
 
     @on_model_device
     @torch.no_grad()
