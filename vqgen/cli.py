@@ -141,6 +141,7 @@ OverwriteOption = Annotated[bool, option("Let --out replace a file that is there
 SingleOption = Annotated[bool, option("One file for each picture, or one for all.", "--single/--grid")]
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
+# %% ../nbs/87_cli.ipynb #87c10004
 def sample_path(run, caption, seed, options):
     """A new file for a picture of `caption`, whose name says it, the `seed` and a hash of all `options`.
 
@@ -180,6 +181,7 @@ def numbered(out, number):
     "`out` with `-<number>` before its suffix; None stays None."
     return out and out.with_name(f"{out.stem}-{number}{out.suffix}")
 
+# %% ../nbs/87_cli.ipynb #87c10005
 @app.command()
 def generate(captions: CaptionsArgument, run: RunOption = RUN, prior: PriorOption = None,
              num_images: CountOption = 4, seed: SeedOption = 0, steps: StepsOption = None,
@@ -203,7 +205,6 @@ def generate(captions: CaptionsArgument, run: RunOption = RUN, prior: PriorOptio
         image_grid(images, columns=num_images, scale=max(1, 128 // images.shape[-1]))]
     for i, (picture, path) in enumerate(zip(drawn, outs)):
         save_picture(picture, path or sample_path(run, repeated[i], seed + i, facts))
-
 
 # %% ../nbs/87_cli.ipynb #42000001
 PicturesArgument = Annotated[list[Path], typer.Argument(help="One picture file or several.")]
@@ -242,6 +243,7 @@ def open_picture(path):
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise VQGenError(f"{path} is no picture that can be read: save it as PNG") from None
 
+# %% ../nbs/87_cli.ipynb #87c10006
 @app.command()
 def inpaint(picture: PictureArgument, caption: CaptionArgument, mask: MaskOption, run: RunOption = RUN,
             prior: PriorOption = None, seed: SeedOption = 0, out: OutOption = None,
@@ -273,7 +275,6 @@ def push(run: RunArgument, repo_id: RepoArgument, private: PrivateOption = False
     from vqgen.pipeline import Pipeline
     Pipeline.from_pretrained(run).push_to_hub(repo_id, private=private)
     print(f"pushed {run} to {repo_id}")
-
 
 # %% ../nbs/87_cli.ipynb #d273ee0a
 @app.command(name="config", context_settings=OVERRIDES)
