@@ -175,7 +175,7 @@ def test_evaluate_prints_a_table(run):
 
 # --- off the road ---
 
-COMMANDS = ("config", "train", "generate", "caption", "evaluate", "trian")
+COMMANDS = ("config", "train", "generate", "caption", "inpaint", "reconstruct", "push", "evaluate", "trian")
 
 
 @pytest.mark.parametrize("arguments, parts", [
@@ -190,6 +190,12 @@ COMMANDS = ("config", "train", "generate", "caption", "evaluate", "trian")
     (["generate", "a face", "--sede", "3"], ["--sede", "--seed"]),
     (["train", "vqvea"], ["'vqvea'", "vqvae", "cftn-v2"]),
     (["generate"], ["caption"]),
+    (["generate", "a face", "--out", "face.gif"], ["face.gif", ".png", ".webp"]),
+    (["generate", "a face", "--out", "tiny.yaml"], ["tiny.yaml", ".png"]),
+    (["generate", "half \udce9"], ["half a character"]),
+    (["reconstruct", "."], ["folder"]),
+    (["inpaint", "nowhere.png", "a face", "--mask", "nowhere.png"], ["nowhere.png"]),
+    (["push", "nowhere", "me/faces"], ["nowhere", "avatars-hour"]),
     (["caption"], ["pictures"]),
     (["caption", "face.png", "--run", "nowhere"], ["nowhere", "vqgen demo", "avatars-hour"]),
     (["trian", "vqvae"], ["trian", "train"]),

@@ -5,14 +5,20 @@
 # %% auto #0
 __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOption', 'FreshOption', 'SeedOption', 'ModelArgument',
            'PriorOption', 'StageOption', 'NewRunOption', 'DemoRunOption', 'CaptionsArgument', 'CountOption',
-           'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption',
-           'OutOption', 'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption', 'SheetOption', 'FIGURES',
-           'HeldOutOption', 'PublishedOption', 'hyphenated', 'option', 'model_names', 'check_model', 'parse_overrides',
-           'train', 'demo', 'all_captions', 'sample_path', 'save_picture', 'generate', 'caption', 'data', 'show_config',
-           'print_figures', 'evaluate', 'main']
+           'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption', 'OutOption',
+           'OverwriteOption', 'SingleOption', 'FORMATS', 'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption',
+           'PictureArgument', 'CaptionArgument', 'MaskOption', 'RepoArgument', 'RunArgument', 'PrivateOption',
+           'FIGURES', 'HeldOutOption', 'PublishedOption', 'option', 'model_names', 'check_model', 'parse_overrides',
+           'train', 'demo', 'sample_path', 'check_out', 'check_captions', 'save_picture', 'numbered', 'generate',
+           'caption', 'open_picture', 'inpaint', 'reconstruct', 'push', 'show_config', 'print_figures', 'evaluate',
+           'main']
 
 # %% ../nbs/87_cli.ipynb #7ac95e75
 import difflib
+import hashlib
+import itertools
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -29,15 +35,9 @@ from vqgen.config import (
 )
 from .errors import VQGenError
 
-# %% ../nbs/87_cli.ipynb #53000005
-def hyphenated(name):
-    "The name of an option or a model with - for each _; None stays None."
-    return name and name.replace("_", "-")
-
 # %% ../nbs/87_cli.ipynb #6b0d14e3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  rich_markup_mode=None, help="Text to image in one shot on discrete image tokens.",
-                  context_settings={"token_normalize_func": hyphenated})
+                  rich_markup_mode=None, help="Text to image in one shot on discrete image tokens.")
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def option(text, *names): return typer.Option(*names, help=text)
@@ -62,9 +62,8 @@ def check_model(name):
 
 _priors = " or ".join([", ".join(list(PRIOR_SECTIONS)[:-1]), list(PRIOR_SECTIONS)[-1]])
 _model_help = f"What to train: vqvae, which comes first, then {_priors}."
-_prior_help = f"{_priors}; by default the last of those that are trained."
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_model_help, callback=hyphenated)]
-PriorOption = Annotated[Optional[str], typer.Option(help=_prior_help, callback=hyphenated)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_model_help)]
+PriorOption = Annotated[Optional[str], option(f"{_priors}; by default the last of those that are trained.")]
 
 # %% ../nbs/87_cli.ipynb #e5eab164
 def _check_key(key):
@@ -126,57 +125,86 @@ def demo(context: typer.Context, config: ConfigOption = "avatars", run: DemoRunO
     run = run or Path("runs") / ("demo" if config == "avatars" else f"demo-{Path(config).stem}")
     experiment.demo(load_config(config, parse_overrides(context.args)), run, fresh)
 
-# %% ../nbs/87_cli.ipynb #53000002
-CaptionsArgument = Annotated[Optional[list[str]], typer.Argument(help="One caption or several.")]
-CountOption = Annotated[int, option("Pictures for each caption.", "--num-images", "--num-samples")]
-PromptOption = Annotated[Optional[list[str]], option("A caption as well, by another word.", "--prompt")]
-
-def all_captions(captions, prompts):
-    "The list of `captions` and then `prompts`, each a list or None; raises `VQGenError` where there is none."
-    found = [*(captions or []), *(prompts or [])]
-    if not found: raise VQGenError('nothing to draw: give a caption, vqgen generate "a face with red hair"')
-    return found
-
 # %% ../nbs/87_cli.ipynb #39b5d969
+CaptionsArgument = Annotated[list[str], typer.Argument(help="One caption or several.")]
+CountOption = Annotated[int, option("Pictures for each caption.")]
 StepsOption = Annotated[
     Optional[int], option("For cftn and cftn-v2: 1 is one-shot; more decide the codes little by little.")]
-TemperatureOption = Annotated[
-    Optional[float], option("0 takes the likeliest code everywhere.", "--temperature", "--temp")]
+TemperatureOption = Annotated[Optional[float], option("0 takes the likeliest code everywhere.")]
 TopKOption = Annotated[Optional[int], option("Draw from so many of the likeliest codes; 0 from all.")]
 TopPOption = Annotated[
     Optional[float], option("Draw from the likeliest codes that have this probability together.")]
 GuidanceOption = Annotated[Optional[float], option("Above 1 follows the caption harder, at twice the work.")]
-OutOption = Annotated[Optional[Path], option("A PNG file; <run>/samples/<caption>.png by default.")]
+OutOption = Annotated[
+    Optional[Path], option("A .png, .jpg or .webp file; by default a new one in <run>/samples.")]
+OverwriteOption = Annotated[bool, option("Let --out replace a file that is there.", "--overwrite")]
+SingleOption = Annotated[bool, option("One file for each picture, or one for all.", "--single/--grid")]
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
-def sample_path(run, caption):
-    "Where a picture of `caption` goes if nobody says: into `run`, or into runs/ for a run of the package."
-    folder = run if run.is_dir() else Path("runs") / run
-    name = "".join(letter if letter.isalnum() else "-" for letter in caption)
-    return folder / "samples" / f"{name[:60]}.png"
+# %% ../nbs/87_cli.ipynb #87c10004
+def sample_path(run, caption, seed, options):
+    """A new file for a picture of `caption`, whose name says it, the `seed` and a hash of all `options`.
+
+    In `<run>/samples`, or in samples/<run> for a run of the package or the Hub.
+    """
+    folder = run / "samples" if (run / "vqvae").is_dir() else Path("samples") / run
+    words = "-".join(re.findall(r"\w+", caption))[:40] or "empty"
+    stem = f"{words}-s{seed}-{hashlib.sha256(repr((caption, options)).encode()).hexdigest()[:6]}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(path for path in (folder / f"{name}.png" for name in names) if not path.exists())
+
+def check_out(out, overwrite=False):
+    "Raise `VQGenError` unless a picture can be written to file `out`, which may be None."
+    if out is None: return
+    if out.suffix.lower() not in FORMATS:
+        raise VQGenError(f"{out}: end the name with one of {', '.join(FORMATS)}")
+    if out.is_dir(): raise VQGenError(f"{out} is a folder: name a file in it")
+    if out.exists() and not overwrite:
+        raise VQGenError(f"{out} is there already: name another file, or say --overwrite")
+
+def check_captions(captions):
+    "Raise `VQGenError` for a caption that is no text: with half a character, as broken files have it."
+    for caption in captions:
+        try: caption.encode()
+        except UnicodeEncodeError:
+            text = ascii(caption)[:100]
+            raise VQGenError(f"caption {text} holds half a character: write it anew") from None
 
 def save_picture(picture, path):
-    "Write a PIL picture as PNG and say where it is."
+    "Write a PIL picture in the format that the name of `path` asks for, and say where it is."
     from vqgen.files import write_atomically
-    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+    form = FORMATS[path.suffix.lower()]
+    write_atomically(path, lambda temporary: picture.save(temporary, format=form))
     print(f"saved {path}")
 
+def numbered(out, number):
+    "`out` with `-<number>` before its suffix; None stays None."
+    return out and out.with_name(f"{out.stem}-{number}{out.suffix}")
+
+# %% ../nbs/87_cli.ipynb #87c10005
 @app.command()
-def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: PriorOption = None,
+def generate(captions: CaptionsArgument, run: RunOption = RUN, prior: PriorOption = None,
              num_images: CountOption = 4, seed: SeedOption = 0, steps: StepsOption = None,
              temperature: TemperatureOption = None, top_k: TopKOption = None, top_p: TopPOption = None,
-             guidance_scale: GuidanceOption = None, out: OutOption = None, prompt: PromptOption = None):
+             guidance_scale: GuidanceOption = None, out: OutOption = None,
+             overwrite: OverwriteOption = False, single: SingleOption = False):
     "Draw pictures of captions, a row for each. What is not said is as the prior has it by default."
-    from vqgen.pipeline import Pipeline
-    from vqgen.viz import image_grid
-    captions = all_captions(captions, prompt)
     if num_images < 1: raise VQGenError(f"--num-images must be at least 1, not {num_images}")
+    check_captions(captions)
+    outs = [numbered(out, i) for i in range(len(captions) * num_images)] if single else [out]
+    for path in outs: check_out(path, overwrite)
+    from vqgen.pipeline import Pipeline
+    from vqgen.viz import image_grid, to_pil
     asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
              "guidance_scale": guidance_scale}
     options = {name: value for name, value in asked.items() if value is not None}
     repeated = sum(([caption] * num_images for caption in captions), [])
     images = Pipeline.from_pretrained(run, prior).images(repeated, seed, **options)
-    grid = image_grid(images, columns=num_images, scale=max(1, 128 // images.shape[-1]))
-    save_picture(grid, out or sample_path(run, captions[0]))
+    facts = (captions, num_images, prior, single, options)
+    drawn = list(map(to_pil, images)) if single else [
+        image_grid(images, columns=num_images, scale=max(1, 128 // images.shape[-1]))]
+    for i, (picture, path) in enumerate(zip(drawn, outs)):
+        save_picture(picture, path or sample_path(run, repeated[i], seed + i, facts))
 
 # %% ../nbs/87_cli.ipynb #42000001
 PicturesArgument = Annotated[list[Path], typer.Argument(help="One picture file or several.")]
@@ -198,19 +226,55 @@ def caption(pictures: PicturesArgument, run: RunOption = RUN, temperature: WordT
     captions = pipeline.caption(images, seed, temperature=temperature, top_p=top_p)
     for path, words in zip(pictures, captions): print(f"{path}: {words}")
 
-# %% ../nbs/87_cli.ipynb #edb2003e
-SheetOption = Annotated[Optional[Path], option("A PNG file; runs/<name>/data.png by default.")]
+# %% ../nbs/87_cli.ipynb #87c10002
+PictureArgument = Annotated[Path, typer.Argument(help="A picture file.")]
+CaptionArgument = Annotated[str, typer.Argument(help="What the picture shall show.")]
+MaskOption = Annotated[Path, option("A picture file: what is white in it is painted anew.")]
+RepoArgument = Annotated[str, typer.Argument(help="Where to on the Hub: owner/name.")]
+RunArgument = Annotated[str, typer.Argument(help="The run folder, or avatars-hour.")]
+PrivateOption = Annotated[bool, option("Show the model to nobody else.", "--private")]
 
-@app.command(context_settings=OVERRIDES)
-def data(context: typer.Context, config: ConfigOption = "avatars", out: SheetOption = None):
-    """Say what was read of a data set and what was left out, and draw a sheet of its captioned pictures.
+def open_picture(path):
+    "The picture in file `path`, RGB; raises `VQGenError` where there is none."
+    from PIL import Image
+    try: return Image.open(path).convert("RGB")
+    except IsADirectoryError: raise VQGenError(f"{path} is a folder: name a picture file in it") from None
+    except FileNotFoundError: raise VQGenError(f"no file {path}: name a picture file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise VQGenError(f"{path} is no picture that can be read: save it as PNG") from None
 
-    Example: vqgen data --config avatars --data.source my_pictures
-    """
-    settings = load_config(config, parse_overrides(context.args))
-    from vqgen.data.report import contact_sheet, describe_data
-    print(describe_data(settings.data))
-    save_picture(contact_sheet(settings.data), out or Path("runs") / settings.name / "data.png")
+# %% ../nbs/87_cli.ipynb #87c10006
+@app.command()
+def inpaint(picture: PictureArgument, caption: CaptionArgument, mask: MaskOption, run: RunOption = RUN,
+            prior: PriorOption = None, seed: SeedOption = 0, out: OutOption = None,
+            overwrite: OverwriteOption = False):
+    "Paint a part anew: vqgen inpaint face.png 'a person with a red hat' --mask hat.png"
+    check_captions([caption])
+    check_out(out, overwrite)
+    image, where = open_picture(picture), open_picture(mask)
+    from vqgen.pipeline import Pipeline
+    [painted] = Pipeline.from_pretrained(run, prior).inpaint(image, where.convert("L"), caption, seed=seed)
+    save_picture(painted, out or sample_path(run, caption, seed, (str(picture), str(mask), prior)))
+
+@app.command()
+def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption = None,
+                overwrite: OverwriteOption = False):
+    "Pictures from their own codes, the copies alone, in a row: vqgen reconstruct face.png"
+    check_out(out, overwrite)
+    images = [open_picture(path) for path in pictures]
+    from vqgen.pipeline import Pipeline
+    copies = Pipeline.from_pretrained(run).reconstruct(images)
+    from PIL import Image
+    row = Image.new("RGB", (sum(copy.width for copy in copies), copies[0].height))
+    for i, copy in enumerate(copies): row.paste(copy, (i * copy.width, 0))
+    save_picture(row, out or sample_path(run, pictures[0].stem, 0, ("copies", *map(str, pictures))))
+
+@app.command()
+def push(run: RunArgument, repo_id: RepoArgument, private: PrivateOption = False):
+    "Share a run on the Hugging Face Hub: vqgen push runs/demo me/faces --private"
+    from vqgen.pipeline import Pipeline
+    Pipeline.from_pretrained(run).push_to_hub(repo_id, private=private)
+    print(f"pushed {run} to {repo_id}")
 
 # %% ../nbs/87_cli.ipynb #d273ee0a
 @app.command(name="config", context_settings=OVERRIDES)
@@ -267,6 +331,10 @@ def main():
         if code != 130: sys.exit(code)                                 # which is what Ctrl-C leaves
         message = "interrupted; what was saved stays, and the same command goes on from there"
     except VQGenError as error: message = error
+    except KeyboardInterrupt: message = "interrupted; what was saved stays"
+    except BrokenPipeError:                                            # as `vqgen ... | head` leaves it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except typer.BadParameter.__base__ as error: message = error.format_message()   # every fault of usage
     print("error:", " ".join(str(message).split()), file=sys.stderr)
     sys.exit(1)

@@ -140,7 +140,11 @@ _BUILDER = 3   # raise it when the pictures or captions of a source change
 
 def cache_dir():
     "The folder where built data sets are kept: `$VQGEN_CACHE`, or the user's cache folder."
-    return Path(os.environ.get("VQGEN_CACHE") or platformdirs.user_cache_path("vqgen"))
+    folder = Path(os.environ.get("VQGEN_CACHE") or platformdirs.user_cache_path("vqgen")).expanduser()
+    taken = next((path for path in [folder, *folder.parents] if path.exists()), folder)
+    if not taken.is_dir() or not os.access(taken, os.W_OK | os.X_OK):
+        raise VQGenError(f"no data can be kept in {folder}: set VQGEN_CACHE to a folder you can write to")
+    return folder
 
 def stream_settings(config, *keys):
     "What `short_hash` shall know of `config`."
