@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOption', 'FreshOption', 'SeedOption', 'ModelArgument',
            'PriorOption', 'StageOption', 'NewRunOption', 'DemoRunOption', 'CaptionsArgument', 'CountOption',
-           'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption', 'OutOption',
-           'OverwriteOption', 'SingleOption', 'FORMATS', 'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption',
-           'PictureArgument', 'CaptionArgument', 'MaskOption', 'RepoArgument', 'RunArgument', 'PrivateOption',
-           'FIGURES', 'HeldOutOption', 'PublishedOption', 'option', 'model_names', 'check_model', 'parse_overrides',
-           'train', 'demo', 'sample_path', 'check_out', 'check_captions', 'save_picture', 'numbered', 'generate',
-           'caption', 'open_picture', 'inpaint', 'reconstruct', 'push', 'show_config', 'print_figures', 'evaluate',
-           'main']
+           'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption',
+           'OutOption', 'OverwriteOption', 'SingleOption', 'FORMATS', 'PicturesArgument', 'WordTemperatureOption',
+           'WordTopPOption', 'PictureArgument', 'CaptionArgument', 'MaskOption', 'RepoArgument', 'RunArgument',
+           'PrivateOption', 'SheetOption', 'FIGURES', 'HeldOutOption', 'PublishedOption', 'hyphenated', 'option',
+           'model_names', 'check_model', 'parse_overrides', 'train', 'demo', 'all_captions', 'sample_path', 'check_out',
+           'check_captions', 'save_picture', 'numbered', 'generate', 'caption', 'open_picture', 'inpaint',
+           'reconstruct', 'push', 'data', 'show_config', 'print_figures', 'evaluate', 'main']
 
 # %% ../nbs/87_cli.ipynb #7ac95e75
 import difflib
@@ -35,9 +35,15 @@ from vqgen.config import (
 )
 from .errors import VQGenError
 
+# %% ../nbs/87_cli.ipynb #53000005
+def hyphenated(name):
+    "The name of an option or a model with - for each _; None stays None."
+    return name and name.replace("_", "-")
+
 # %% ../nbs/87_cli.ipynb #6b0d14e3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  rich_markup_mode=None, help="Text to image in one shot on discrete image tokens.")
+                  rich_markup_mode=None, help="Text to image in one shot on discrete image tokens.",
+                  context_settings={"token_normalize_func": hyphenated})
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def option(text, *names): return typer.Option(*names, help=text)
@@ -62,8 +68,9 @@ def check_model(name):
 
 _priors = " or ".join([", ".join(list(PRIOR_SECTIONS)[:-1]), list(PRIOR_SECTIONS)[-1]])
 _model_help = f"What to train: vqvae, which comes first, then {_priors}."
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_model_help)]
-PriorOption = Annotated[Optional[str], option(f"{_priors}; by default the last of those that are trained.")]
+_prior_help = f"{_priors}; by default the last of those that are trained."
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_model_help, callback=hyphenated)]
+PriorOption = Annotated[Optional[str], typer.Option(help=_prior_help, callback=hyphenated)]
 
 # %% ../nbs/87_cli.ipynb #e5eab164
 def _check_key(key):
@@ -125,12 +132,22 @@ def demo(context: typer.Context, config: ConfigOption = "avatars", run: DemoRunO
     run = run or Path("runs") / ("demo" if config == "avatars" else f"demo-{Path(config).stem}")
     experiment.demo(load_config(config, parse_overrides(context.args)), run, fresh)
 
+# %% ../nbs/87_cli.ipynb #53000002
+CaptionsArgument = Annotated[Optional[list[str]], typer.Argument(help="One caption or several.")]
+CountOption = Annotated[int, option("Pictures for each caption.", "--num-images", "--num-samples")]
+PromptOption = Annotated[Optional[list[str]], option("A caption as well, by another word.", "--prompt")]
+
+def all_captions(captions, prompts):
+    "The list of `captions` and then `prompts`, each a list or None; raises `VQGenError` where there is none."
+    found = [*(captions or []), *(prompts or [])]
+    if not found: raise VQGenError('nothing to draw: give a caption, vqgen generate "a face with red hair"')
+    return found
+
 # %% ../nbs/87_cli.ipynb #39b5d969
-CaptionsArgument = Annotated[list[str], typer.Argument(help="One caption or several.")]
-CountOption = Annotated[int, option("Pictures for each caption.")]
 StepsOption = Annotated[
     Optional[int], option("For cftn and cftn-v2: 1 is one-shot; more decide the codes little by little.")]
-TemperatureOption = Annotated[Optional[float], option("0 takes the likeliest code everywhere.")]
+TemperatureOption = Annotated[
+    Optional[float], option("0 takes the likeliest code everywhere.", "--temperature", "--temp")]
 TopKOption = Annotated[Optional[int], option("Draw from so many of the likeliest codes; 0 from all.")]
 TopPOption = Annotated[
     Optional[float], option("Draw from the likeliest codes that have this probability together.")]
@@ -183,12 +200,14 @@ def numbered(out, number):
 
 # %% ../nbs/87_cli.ipynb #87c10005
 @app.command()
-def generate(captions: CaptionsArgument, run: RunOption = RUN, prior: PriorOption = None,
+def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: PriorOption = None,
              num_images: CountOption = 4, seed: SeedOption = 0, steps: StepsOption = None,
              temperature: TemperatureOption = None, top_k: TopKOption = None, top_p: TopPOption = None,
              guidance_scale: GuidanceOption = None, out: OutOption = None,
-             overwrite: OverwriteOption = False, single: SingleOption = False):
+             overwrite: OverwriteOption = False, single: SingleOption = False,
+             prompt: PromptOption = None):
     "Draw pictures of captions, a row for each. What is not said is as the prior has it by default."
+    captions = all_captions(captions, prompt)
     if num_images < 1: raise VQGenError(f"--num-images must be at least 1, not {num_images}")
     check_captions(captions)
     outs = [numbered(out, i) for i in range(len(captions) * num_images)] if single else [out]
@@ -198,7 +217,7 @@ def generate(captions: CaptionsArgument, run: RunOption = RUN, prior: PriorOptio
     asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
              "guidance_scale": guidance_scale}
     options = {name: value for name, value in asked.items() if value is not None}
-    repeated = sum(([caption] * num_images for caption in captions), [])
+    repeated = [caption for caption in captions for _ in range(num_images)]
     images = Pipeline.from_pretrained(run, prior).images(repeated, seed, **options)
     facts = (captions, num_images, prior, single, options)
     drawn = list(map(to_pil, images)) if single else [
@@ -275,6 +294,20 @@ def push(run: RunArgument, repo_id: RepoArgument, private: PrivateOption = False
     from vqgen.pipeline import Pipeline
     Pipeline.from_pretrained(run).push_to_hub(repo_id, private=private)
     print(f"pushed {run} to {repo_id}")
+
+# %% ../nbs/87_cli.ipynb #edb2003e
+SheetOption = Annotated[Optional[Path], option("A PNG file; runs/<name>/data.png by default.")]
+
+@app.command(context_settings=OVERRIDES)
+def data(context: typer.Context, config: ConfigOption = "avatars", out: SheetOption = None):
+    """Say what was read of a data set and what was left out, and draw a sheet of its captioned pictures.
+
+    Example: vqgen data --config avatars --data.source my_pictures
+    """
+    settings = load_config(config, parse_overrides(context.args))
+    from vqgen.data.report import contact_sheet, describe_data
+    print(describe_data(settings.data))
+    save_picture(contact_sheet(settings.data), out or Path("runs") / settings.name / "data.png")
 
 # %% ../nbs/87_cli.ipynb #d273ee0a
 @app.command(name="config", context_settings=OVERRIDES)
