@@ -420,6 +420,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vqgen.priors.brain.one_pass': ('priors.brain.html#one_pass', 'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.pad_rows': ('priors.brain.html#pad_rows', 'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.prefix': ('priors.brain.html#prefix', 'vqgen/priors/brain.py'),
+                                    'vqgen.priors.brain.refuse_no_order': ('priors.brain.html#refuse_no_order', 'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.several_passes': ('priors.brain.html#several_passes', 'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.shared_prefix': ('priors.brain.html#shared_prefix', 'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.suffix_mask': ('priors.brain.html#suffix_mask', 'vqgen/priors/brain.py'),

@@ -67,7 +67,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     "Where captioned pictures come from and how they are cut to size."
     source: str = "avatars"             # avatars | emoji | a Hub id | a file, a glob or a folder
-    image_size: int = Field(32, ge=8, le=4096)   # in pixels; pictures are resized and centre-cropped to this square
+    image_size: int = Field(32, ge=8, le=4096)  # in pixels; pictures are cut to this square
     style: str = "pixel-art"            # of the avatars: a DiceBear style, such as pixel-art or voxel-art
     count: int = Field(8000, ge=10)     # number of avatars to draw
     image_column: str = "image"         # of tables: those of the Hub, parquet files and their like
@@ -86,12 +86,12 @@ class DataConfig(Section):
 class VQVAEConfig(Section):
     "The shape of the VQ-VAE."
     downsample: Literal[2, 4, 8, 16] = 4       # f: an image of side s becomes a grid of side s / f
-    hidden_channels: int = Field(128, ge=8, le=8192)    # width of the residual stack
-    residual_channels: int = Field(32, ge=4, le=8192)   # width inside a residual block
+    hidden_channels: int = Field(128, ge=8, le=8192)  # width of the residual stack
+    residual_channels: int = Field(32, ge=4, le=8192)  # width inside a residual block
     residual_layers: int = Field(2, ge=1, le=256)
     overlap: bool = True                       # false: a code sees only its f x f pixels: easier to predict
-    codebook_size: int = Field(512, ge=2, le=2**20)      # K
-    code_dim: int = Field(32, ge=1, le=8192)            # D, the length of a code vector
+    codebook_size: int = Field(512, ge=2, le=2**20)  # K
+    code_dim: int = Field(32, ge=1, le=8192)   # D, the length of a code vector
     commitment_weight: float = Field(0.25, ge=0)
     codebook_decay: float = Field(0.95, gt=0, lt=1)   # EMA decay of the codebook
     revive_after: float = Field(0.03, ge=0)    # a code used less than this share of the average code is dead
@@ -113,14 +113,14 @@ class TextConfig(Section):
     "How captions are read."
     tokenizer: str = ""                        # empty: trained on the captions; else a Hub id or a folder
     encoder: str = ""                          # empty: learned embeddings; else a frozen text encoder
-    vocab_size: int = Field(2048, ge=32, le=2**20)       # of a trained tokenizer, at most; small data sets use fewer
-    max_length: int = Field(64, ge=4, le=8192)          # in tokens; longer captions are cut, with a warning
+    vocab_size: int = Field(2048, ge=32, le=2**20)  # of a trained tokenizer, at most; small sets use fewer
+    max_length: int = Field(64, ge=4, le=8192)  # in tokens; longer captions are cut, with a warning
 
 # %% ../nbs/82_config.ipynb #c0a5e001
 class PriorConfig(Section):
     "What the shapes of all priors have in common."
     width: int = Field(192, ge=8, le=16384)
-    heads: int = Field(4, ge=1, le=1024)                # of every attention; they share the width
+    heads: int = Field(4, ge=1, le=1024)       # of every attention; they share the width
     layers: int = Field(6, ge=1, le=256)
     dropout: float = Field(0.0, ge=0, lt=1)
     caption_dropout: float = Field(0.1, ge=0, lt=1)
@@ -135,8 +135,8 @@ class PriorConfig(Section):
 class LSTMConfig(PriorConfig):
     "The shape of the `LSTMPrior`."
     layers: int = Field(2, ge=1, le=256)
-    text_layers: int = Field(2, ge=0, le=256)          # attention blocks that read the caption first
-    mlp_ratio: float = Field(4.0, gt=0, le=64)        # in those blocks
+    text_layers: int = Field(2, ge=0, le=256)  # attention blocks that read the caption first
+    mlp_ratio: float = Field(4.0, gt=0, le=64)  # in those blocks
 
 class TransformerConfig(PriorConfig):
     "The shape of the `TransformerPrior`."
@@ -145,14 +145,14 @@ class TransformerConfig(PriorConfig):
 class CFTNConfig(PriorConfig):
     "The shape of `CFTN`, and how it is trained."
     mlp_ratio: float = Field(4.0, gt=0, le=64)
-    text_layers: int = Field(2, ge=0, le=256)          # attention blocks that read the caption first
+    text_layers: int = Field(2, ge=0, le=256)  # attention blocks that read the caption first
     schedule: Literal["cosine", "arccos"] = "cosine"        # how much is hidden in training
     label_smoothing: float = Field(0.1, ge=0, lt=1)
 
 # %% ../nbs/82_config.ipynb #a5d37acf
 class BrainConfig(PriorConfig):
     "The shape of CFTN v2, the `BiHemisphericBrain`; `layers` is that of each tower."
-    bridge_ratio: float = Field(1 / 3, gt=0, le=1)   # share of the layers that bridges join
+    bridge_ratio: float = Field(1 / 3, gt=0, le=1)  # share of the layers that bridges join
     first_bridge: int | None = Field(None, ge=0)     # the first of these layers, from 0; None: in the middle
     mlp_ratio: float = Field(4.0, gt=0, le=64)
 
@@ -174,13 +174,13 @@ class BrainConfig(PriorConfig):
 # %% ../nbs/82_config.ipynb #94979c2c
 class PriorShape(Section):
     "The numbers that join a prior to its VQ-VAE and its tokenizer."
-    codebook_size: int = Field(ge=2, le=2**20)           # K
-    grid_size: int = Field(ge=1, le=256)               # the grid of codes is grid_size x grid_size
+    codebook_size: int = Field(ge=2, le=2**20)  # K
+    grid_size: int = Field(ge=1, le=256)       # the grid of codes is grid_size x grid_size
     vocab_size: int = Field(ge=4, le=2**21)
-    max_length: int = Field(ge=2, le=2**20)              # of a caption, in tokens
+    max_length: int = Field(ge=2, le=2**20)    # of a caption, in tokens
     start_id: int = Field(2, ge=0)             # the tokens that enclose each caption:
     end_id: int = Field(3, ge=0)               # these are [BOS] and [EOS] of a trained tokenizer
-    feature_dim: int = Field(0, ge=0, le=65536)          # E of a frozen text encoder; 0: embeddings are learned
+    feature_dim: int = Field(0, ge=0, le=65536)  # E of a frozen text encoder; 0: embeddings are learned
 
 # %% ../nbs/82_config.ipynb #d734bbec
 class TrainConfig(Section):
@@ -208,8 +208,8 @@ class StageConfig(TrainConfig):
     "One stage of CFTN v2's curriculum: a training section and the weights of the two tasks."
     generation_weight: float = Field(1.0, ge=0)
     caption_weight: float = Field(0.0, ge=0)
-    caption_share: float = Field(0.25, gt=0, le=1)   # of the batch is captioned: it costs as much as drawing
-    full_mask_share: float = Field(0.75, ge=0, le=1)   # of the batch is drawn from nothing
+    caption_share: float = Field(0.25, gt=0, le=1)  # of the batch is captioned: it costs as much as drawing
+    full_mask_share: float = Field(0.75, ge=0, le=1)  # of the batch is drawn from nothing
     gate_learning_rate: float | None = Field(None, gt=0)   # of the bridges' gates; by default as the rest
 
 # %% ../nbs/82_config.ipynb #2bfd1e34

@@ -50,8 +50,8 @@ SMALL = 2 ** 20   # bytes: no description of a model is larger
 def open_file(path, limit=None):
     """The regular file `path`, opened to read bytes.
 
-    Raises `FileNotFoundError` where nothing is there, and `VQGenError` where that is something else (a folder,
-    a pipe, a device, links in a circle), may not be read, or is larger than `limit` bytes.
+    Raises `FileNotFoundError` where nothing is there, and `VQGenError` where that is something else (a
+    folder, a pipe, a device, links in a circle), may not be read, or is larger than `limit` bytes.
     """
     wanted = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)   # a pipe: do not wait
     try: file = os.fdopen(os.open(path, wanted), "rb")
@@ -64,7 +64,7 @@ def open_file(path, limit=None):
     if stat.S_ISREG(found.st_mode) and (limit is None or found.st_size <= limit): return file
     file.close()
     if stat.S_ISREG(found.st_mode):
-        raise VQGenError(f"{path} is too large ({found.st_size:,} bytes, {limit:,} at most): restore the file")
+        raise VQGenError(f"{path} is too large ({found.st_size:,} bytes, at most {limit:,}): restore it")
     raise VQGenError(f"{path} is a device or a pipe, not a regular file: restore the file")
 
 def read_file(path, limit=SMALL):

@@ -46,7 +46,7 @@ class CaptionTokenizer:
         self.pad_token_id = backend.token_to_id(special["pad_token"])
 
     def __call__(self, captions, verbose=False):
-        "A dict whose `input_ids` are the token ids of a caption, a list; of a list of captions, a list of lists."
+        "A dict whose `input_ids` are the token ids of a caption, a list; of several, a list of lists."
         one = isinstance(captions, str)
         try: found = self.backend_tokenizer.encode_batch([captions] if one else list(captions))
         except Exception as fault:   # a lone surrogate is no text; the library's own type is Exception
@@ -103,7 +103,8 @@ def train_tokenizer(captions, config):
     tokenizer.decoder = decoders.Metaspace()
     special, letters = list(_SPECIAL.values()), list("▁abcdefghijklmnopqrstuvwxyz")
     room, captions = config.vocab_size - len(special), list(captions)
-    seen = Counter(letter for caption in captions for letter in tokenizer.normalizer.normalize_str(caption))
+    seen = Counter()
+    for caption in captions: seen.update(tokenizer.normalizer.normalize_str(caption))
     seen.pop(" ", None)   # it becomes "▁"
     spelled = len(seen.keys() | set(letters)) > room
     if spelled: letters = _frequent(seen, letters, (room - 256) // 2, config.vocab_size)
@@ -119,8 +120,9 @@ def train_tokenizer(captions, config):
 def _frequent(seen, letters, count, size):
     "`letters` and the most frequent of those counted in `seen`, `count` together."
     if count < len(letters):
-        raise VQGenError(f"the captions have {len(seen):,} different characters, for which a text.vocab_size of "
-                         f"{size:,} has no room: set it to {2 * len(letters) + 2 * len(_SPECIAL) + 256} or more")
+        need = 2 * len(letters) + 2 * len(_SPECIAL) + 256
+        raise VQGenError(f"the captions have {len(seen):,} characters, too many for a text.vocab_size of "
+                         f"{size:,}: set it to {need} or more")
     others = sorted(seen.keys() - set(letters), key=lambda letter: (-seen[letter], letter))
     return [*letters, *others[:count - len(letters)]]
 
@@ -228,15 +230,15 @@ TOKENIZER_LIMIT = 2 ** 25   # bytes of a tokenizer.json: the largest in use have
 _MOST = {"vocab": 2 ** 20, "merges": 2 ** 20, "added_tokens": 8192, "parts": 8}
 _PARTS = {
     "model": "BPE WordPiece WordLevel Unigram",
-    "normalizer": "Sequence NFC NFD NFKC NFKD Lowercase Strip StripAccents BertNormalizer Precompiled Replace "
-                  "Prepend Nmt ByteLevel",
+    "normalizer": "Sequence NFC NFD NFKC NFKD Lowercase Strip StripAccents BertNormalizer Precompiled "
+                  "Replace Prepend Nmt ByteLevel",
     "pre_tokenizer": "Sequence BertPreTokenizer Whitespace WhitespaceSplit ByteLevel Metaspace Punctuation "
                      "Digits Split",
     "post_processor": "Sequence TemplateProcessing BertProcessing RobertaProcessing ByteLevel",
     "decoder": "Sequence ByteLevel WordPiece Metaspace ByteFallback Fuse Strip Replace BPEDecoder CTC"}
 
 def check_tokenizer_parts(tree):
-    "Raise `VQGenError` where `tree`, what a tokenizer.json says, has other parts than tokenizers in use have."
+    "Raise `VQGenError` where `tree`, what a tokenizer.json says, has other parts than those in use."
     for key, names in _PARTS.items():
         part = tree.get(key)
         if part is None and key != "model": continue
@@ -250,7 +252,7 @@ def check_tokenizer_parts(tree):
     for name, most, items in (("vocab", _MOST["vocab"], model.get("vocab")),
                               ("merges", _MOST["merges"], model.get("merges", [])),
                               ("added_tokens", _MOST["added_tokens"], tree.get("added_tokens", []))):
-        if not isinstance(items, (dict, list)) or len(items) > most: raise VQGenError(f"{name} has no fit size")
+        if not isinstance(items, (dict, list)) or len(items) > most: raise VQGenError(f"{name}: unfit size")
     ids = [*model["vocab"].values()] if isinstance(model["vocab"], dict) else []
     ids += [token.get("id") if isinstance(token, dict) else None for token in tree.get("added_tokens", [])]
     if not all(type(number) is int and 0 <= number < 2 * _MOST["vocab"] for number in ids):
@@ -260,10 +262,10 @@ def check_tokenizer_parts(tree):
 def _simple_parts(part, depth=0):
     "The parts of `part`, of sequences one by one, at most a few more than are allowed."
     if not isinstance(part, dict) or part.get("type") != "Sequence" or depth > 2: return [part]
-    inner = next((part[key] for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part),
-                 None)
-    if not isinstance(inner, list) or len(inner) > _MOST["parts"]: raise VQGenError("a sequence of unfit length")
-    return [one for other in inner for one in _simple_parts(other, depth + 1)]
+    lists = ("normalizers", "pretokenizers", "processors", "decoders")
+    inner = next((part[key] for key in lists if key in part), None)
+    if not isinstance(inner, list) or len(inner) > _MOST["parts"]: raise VQGenError("an unfit sequence")
+    return sum((_simple_parts(other, depth + 1) for other in inner), [])
 
 def _check_pattern(part):
     "Raise `VQGenError` where the `part` of a tokenizer makes text longer, or looks for a huge pattern."
@@ -287,12 +289,13 @@ def load_tokenizer(folder):
         raise VQGenError(f"no tokenizer in {folder}{missing}: train the prior first") from None
     try:
         check_tokenizer_parts(tree)
-        tokenizer = _restored(Tokenizer.from_str(json.dumps({**tree, "truncation": None, "padding": None})), facts)
+        text = json.dumps({**tree, "truncation": None, "padding": None})
+        tokenizer = _restored(Tokenizer.from_str(text), facts)
         null = tokenizer("")["input_ids"]
         if len(null) < 2 or max(null) >= len(tokenizer): raise VQGenError("captions are not enclosed")
         tokenizer.decode(tokenizer("a green hat")["input_ids"], skip_special_tokens=True)
     except (KeyboardInterrupt, SystemExit, GeneratorExit): raise
-    except BaseException as fault:   # the library has exceptions of its own, and panics, which are no Exception
+    except BaseException as fault:   # the library panics, too, and a panic is no Exception
         reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0][:60]
         raise VQGenError(f"the tokenizer in {folder} is damaged ({reason}): restore it, or train the prior "
                          "again") from None

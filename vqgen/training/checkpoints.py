@@ -60,7 +60,7 @@ def read_description(folder):
         raise VQGenError(f"no model in {folder}: train it first, or give the folder of another run") from None
 
 def check_header(path, model):
-    """Raise `VQGenError` where the weights in file `path` are not those of `model`, by their names and shapes.
+    """Raise `VQGenError` where the weights in file `path` are not those of `model`, by names and shapes.
 
     Only the header is read; `model` may be on the device "meta". Floats of another precision are allowed.
     """
@@ -101,13 +101,14 @@ def load_model(folder, cls):
         found = str(description.get("model"))[:40]
         raise VQGenError(f"{folder} holds a {found}, not a {cls.__name__}: give the folder of another model")
     try:
-        parts = {name: parse_section(hint, description[name], name) for name, hint in _constructor(cls).items()}
+        hints = _constructor(cls)
+        parts = {name: parse_section(hint, description[name], name) for name, hint in hints.items()}
         with torch.device("meta"): check_header(path, cls(**parts))
         model, weights = cls(**parts), load_file(path)
         check_weights(weights)
         model.load_state_dict(weights)
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError,
-            VQGenError) as fault:
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, OverflowError,
+            MemoryError, VQGenError) as fault:
         detail = " ".join(str(fault).replace(str(path), "model.safetensors").split())[:80]
         raise VQGenError(f"the model in {folder} cannot be read ({detail}): it is damaged, or of another "
                          "version of vqgen; restore it, or train it again") from None
@@ -212,8 +213,10 @@ def _check_state(state, size, most=5_000_000):
     numbers = (int, float)
     if not isinstance(state, dict) or {"step", "settings", "history"} - state.keys():
         raise VQGenError("lacks a part")
-    step, settings, history = state["step"], state["settings"], state["history"]
-    if type(step) is not int or step < 0 or not isinstance(settings, dict) or not isinstance(history, list):
+    step, history = state["step"], state["history"]
+    if type(step) is not int or step < 0 or not isinstance(state["settings"], dict):
+        raise VQGenError("holds a part of a wrong type")
+    if not isinstance(history, list):
         raise VQGenError("holds a part of a wrong type")
     for record in history:
         if not isinstance(record, dict) or not isinstance(record.get("step"), numbers):
