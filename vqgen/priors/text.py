@@ -108,9 +108,9 @@ def train_tokenizer(captions, config):
     seen.pop(" ", None)   # it becomes "▁"
     spelled = len(seen.keys() | set(letters)) > room
     if spelled: letters = _frequent(seen, letters, (room - 256) // 2, config.vocab_size)
+    limit = {"limit_alphabet": len(letters)} if spelled else {}
     trainer = trainers.BpeTrainer(vocab_size=config.vocab_size - 256 * spelled, special_tokens=special,
-                                  min_frequency=2, show_progress=False, initial_alphabet=letters,
-                                  limit_alphabet=len(letters) if spelled else None)
+                                  min_frequency=2, show_progress=False, initial_alphabet=letters, **limit)
     tokenizer.train_from_iterator(captions, trainer)
     if spelled: _spell_in_bytes(tokenizer)
     ends = [("[BOS]", BOS), ("[EOS]", EOS)]
@@ -254,6 +254,7 @@ def check_tokenizer_parts(tree):
                               ("added_tokens", _MOST["added_tokens"], tree.get("added_tokens", []))):
         if not isinstance(items, (dict, list)) or len(items) > most: raise VQGenError(f"{name}: unfit size")
     ids = [*model["vocab"].values()] if isinstance(model["vocab"], dict) else []
+    if len({*map(str, ids)}) < len(ids): raise VQGenError("two tokens have one number")
     ids += [token.get("id") if isinstance(token, dict) else None for token in tree.get("added_tokens", [])]
     if not all(type(number) is int and 0 <= number < 2 * _MOST["vocab"] for number in ids):
         raise VQGenError("the number of a token is none")
