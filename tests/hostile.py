@@ -58,8 +58,8 @@ def change_value(content, rng):
 def change_line(content, rng):
     lines = content.decode().splitlines()
     number = rng.randrange(len(lines))
-    values = ("[" * 10_000, "&a [*a]", "!!timestamp x", "!!python/object/apply:os.mkdir [exploded]", "1" * 5000,
-              "{a: b", "\t", "2024-13-45", ".inf", "*b", "? [a]", "- 1")
+    values = ("[" * 10_000, "&a [*a]", "!!timestamp x", "!!python/object/apply:os.mkdir [exploded]",
+              "1" * 5000, "{a: b", "\t", "2024-13-45", ".inf", "*b", "? [a]", "- 1")
     lines[number] = rng.choice((lines[number].split(":")[0] + ": ", "")) + rng.choice(values)
     return "\n".join(lines).encode()
 
@@ -69,7 +69,9 @@ def damage(name, content, rng):
     way = rng.randrange(7)
     if way == 0: return content[:rng.randrange(len(content) + 1)]
     if way == 1: return content + rng.randbytes(rng.choice((1, 100)))
-    if way == 2: return rng.choice((b"", bytes(len(content)), deep(rng).encode(), b"\xff\xfe", rng.randbytes(300)))
+    if way == 2:
+        other = deep(rng).encode(), b"\xff\xfe", rng.randbytes(300)
+        return rng.choice((b"", bytes(len(content)), *other))
     if way == 3:
         start = rng.randrange(len(content))
         return content[:start] + content[rng.randrange(len(content)):]
@@ -113,12 +115,15 @@ def main(folder, count):
     for number in range(count):
         rng, name = random.Random(number), FILES[number % len(FILES)]
         (run / name).write_bytes(damage(name, honest[name], rng))
-        if name.startswith("checkpoint") and "sha256" not in name and rng.random() < 0.7: forge(run / "checkpoint")
+        if name.startswith("checkpoint") and "sha256" not in name and rng.random() < 0.7:
+            forge(run / "checkpoint")
         faulthandler.dump_traceback_later(60, exit=True)       # a hang, not a slow machine
         try: use(run, name)
         except VQGenError as fault:
-            outcome = "refused" if len(str(fault).splitlines()) == 1 else f"{name} {number}: {str(fault)[:200]}"
-        except BaseException as fault: outcome = f"{name} {number}: {type(fault).__name__}: {str(fault)[:200]}"
+            said = str(fault)
+            outcome = "refused" if len(said.splitlines()) == 1 else f"{name} {number}: {said[:200]}"
+        except BaseException as fault:
+            outcome = f"{name} {number}: {type(fault).__name__}: {str(fault)[:200]}"
         else: outcome = "read"
         faulthandler.cancel_dump_traceback_later()
         outcomes[outcome] += 1

@@ -1,4 +1,4 @@
-"A run folder from anybody: what is no run is refused in one sentence, at once, and nothing of it is executed."
+"A run folder from anybody: what is no run is refused in one sentence, and nothing of it is executed."
 import json
 import os
 import pickle
@@ -21,7 +21,14 @@ from vqgen.pipeline import load_run
 from vqgen.priors.build import new_prior
 from vqgen.priors.cftn import CFTN
 from vqgen.priors.text import load_tokenizer, token_ids, train_tokenizer
-from vqgen.training.checkpoints import checkpoints, load_model, load_state, new_checkpoint, save_model, save_state
+from vqgen.training.checkpoints import (
+    checkpoints,
+    load_model,
+    load_state,
+    new_checkpoint,
+    save_model,
+    save_state,
+)
 from vqgen.vqvae.model import VQVAE
 
 
@@ -98,13 +105,16 @@ def test_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError): read_file(tmp_path / "twice.json" / "nothing")
 
 
-LAUGHS = "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))
-MERGES = "a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}"
-                                          for i in range(1, 12))
+def nine(i): return ", ".join([f"*a{i}"] * 9)
 
 
-@pytest.mark.parametrize("text", [LAUGHS, MERGES, "[" * 10_000, "a: &a [*a]", "a: !!timestamp x", "a: 2024-13-45",
-                                  "a: !!python/object/apply:os.mkdir [exploded]", "x" * 10**5])
+LAUGHS = "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{nine(i - 1)}]" for i in range(1, 12))
+MERGES = "a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{<<: [{nine(i - 1)}]}}" for i in range(1, 12))
+
+
+@pytest.mark.parametrize("text", [LAUGHS, MERGES, "[" * 10_000, "a: &a [*a]", "a: !!timestamp x",
+                                  "a: 2024-13-45", "a: !!python/object/apply:os.mkdir [exploded]",
+                                  "x" * 10**5])
 def test_yaml(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.yaml").write_text(text)
@@ -126,9 +136,9 @@ def edit_json(path, change):
 
 
 @pytest.mark.parametrize("part, key, value", [
-    ("config", "layers", 10**6), ("config", "width", 10**9), ("config", "width", 8192), ("shape", "grid_size", 1000),
-    ("shape", "grid_size", 256), ("shape", "vocab_size", 2**20), ("shape", "codebook_size", 10**12),
-    ("config", "layers", 200)])
+    ("config", "layers", 10**6), ("config", "width", 10**9), ("config", "width", 8192),
+    ("shape", "grid_size", 1000), ("shape", "grid_size", 256), ("shape", "vocab_size", 2**20),
+    ("shape", "codebook_size", 10**12), ("config", "layers", 200)])
 def test_sizes_that_are_not_those_of_the_weights(run, part, key, value):
     edit_json(run / "cftn/config.json", lambda tree: tree[part].update({key: value}))
     assert str(run / "cftn") in refusal(load_model, run / "cftn", CFTN)
@@ -147,7 +157,8 @@ def test_weights_of_another_kind(run, change):
 
 def test_weights_all_zero(run):
     weights = load_file(run / "vqvae/model.safetensors")
-    save_file({name: torch.zeros_like(value) for name, value in weights.items()}, run / "vqvae/model.safetensors")
+    zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
+    save_file(zeros, run / "vqvae/model.safetensors")
     assert "zero" in refusal(load_model, run / "vqvae", VQVAE)
 
 
@@ -192,7 +203,8 @@ def test_tokenizer_with_a_surprise(run, name):
 
 
 @pytest.mark.parametrize("change", [
-    {"model_max_length": 10**30}, {"pad_token": None}, {"pad_token": "no such token"}, {"unk_token": ["x"]}], ids=str)
+    {"model_max_length": 10**30}, {"pad_token": None}, {"pad_token": "no such token"}, {"unk_token": ["x"]}],
+    ids=str)
 def test_what_is_said_of_a_tokenizer(run, change):
     edit_json(run / "cftn/tokenizer_config.json", lambda tree: tree.update(change))
     assert str(run / "cftn") in refusal(load_tokenizer, run / "cftn")
@@ -231,7 +243,8 @@ def test_caption_that_is_no_text(run):
 # --- states ---
 
 @pytest.mark.parametrize("change", [
-    {"step": "4"}, {"step": -1}, {"history": 3}, {"history": [3]}, {"history": [{"step": "x"}]}, {"settings": []},
+    {"step": "4"}, {"step": -1}, {"history": 3}, {"history": [3]}, {"history": [{"step": "x"}]},
+    {"settings": []},
     {"model": torch.zeros(1).expand(10**6, 10**6)}], ids=str)
 def test_state_of_another_kind(tmp_path, change):
     with new_checkpoint(tmp_path / "step-00000004") as new:
@@ -253,7 +266,8 @@ def test_compressed_state(tmp_path):
     "A small file that would fill the memory."
     with new_checkpoint(tmp_path / "step-00000004") as new:
         save_model(VQVAE(CONFIG.vqvae.model), new)
-        save_state(tmp_path / "plain.pt", {"step": 4, "settings": {}, "history": [], "model": torch.zeros(10**7)})
+        state = {"step": 4, "settings": {}, "history": [], "model": torch.zeros(10**7)}
+        save_state(tmp_path / "plain.pt", state)
         with zipfile.ZipFile(tmp_path / "plain.pt") as plain, \
                 zipfile.ZipFile(new / "training.pt", "w", zipfile.ZIP_DEFLATED) as packed:
             for name in plain.namelist(): packed.writestr(name, plain.read(name))
@@ -274,7 +288,8 @@ def test_nothing_in_a_run_is_executed(run, tmp_path):
         for name in ("pytorch_model.bin", "model.pt", "training.pt", "tokenizer.pkl"):
             (run / part / name).write_bytes(pickle.dumps(Canary()))
         shutil.copy(tmp_path / "module.py", run / part / "module.py")
-        edit_json(run / part / "config.json", lambda tree: tree.update(auto_map={"AutoModel": "module.Model"}))
+        auto = {"auto_map": {"AutoModel": "module.Model"}}
+        edit_json(run / part / "config.json", lambda tree, auto=auto: tree.update(auto))
     custom = {"tokenizer_class": "Custom", "auto_map": {"AutoTokenizer": ["module.Custom", None]}}
     edit_json(run / "cftn/tokenizer_config.json", lambda tree: tree.update(custom))
     (run / "checkpoint/training.pt").write_bytes(pickle.dumps(Canary()))

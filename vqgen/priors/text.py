@@ -117,6 +117,7 @@ def train_tokenizer(captions, config):
     tokenizer.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=ends)
     return CaptionTokenizer(tokenizer, config.max_length, _SPECIAL)
 
+# %% ../../nbs/30_priors.text.ipynb #30b00010
 def _frequent(seen, letters, count, size):
     "`letters` and the most frequent of those counted in `seen`, `count` together."
     if count < len(letters):
@@ -245,8 +246,10 @@ def check_tokenizer_parts(tree):
         parts = _simple_parts(part) if key != "model" else [part]
         if len(parts) > _MOST["parts"]: raise VQGenError(f"{key} has {len(parts):,} parts")
         for part in parts:
-            kind = part.get("type", "BPE" if key == "model" else None) if isinstance(part, dict) else part
-            if kind not in names.split(): raise VQGenError(f"{key} of an unknown kind")
+            kind = part.get("type") if isinstance(part, dict) else ""
+            if kind is None and key == "model": kind = "BPE"      # as old files have it
+            if not isinstance(kind, str) or kind not in names.split():
+                raise VQGenError(f"{key} of an unknown kind")
             if kind in ("Replace", "Prepend", "Split"): _check_pattern(part)
     model = tree["model"]
     for name, most, items in (("vocab", _MOST["vocab"], model.get("vocab")),
@@ -260,6 +263,7 @@ def check_tokenizer_parts(tree):
         raise VQGenError("the number of a token is none")
     if model.get("dropout"): raise VQGenError("tokens depend on chance")
 
+# %% ../../nbs/30_priors.text.ipynb #30b00020
 def _simple_parts(part, depth=0):
     "The parts of `part`, of sequences one by one, at most a few more than are allowed."
     if not isinstance(part, dict) or part.get("type") != "Sequence" or depth > 2: return [part]
@@ -274,9 +278,11 @@ def _check_pattern(part):
     text = next(iter(pattern.values()), "") if isinstance(pattern, dict) else None
     if not isinstance(text, str) or not isinstance(content, str) or len(text) > 1000:
         raise VQGenError("a pattern of an unknown kind")
-    longest = 8 if "pattern" not in part else max(1, len(text) if "String" in pattern else 1)
-    if len(content) > longest: raise VQGenError("a normalizer that makes text longer")
+    longest = len(text) if "String" in pattern else 1
+    if len(content) > (max(1, longest) if "pattern" in part else 8):
+        raise VQGenError("a normalizer that makes text longer")
 
+# %% ../../nbs/30_priors.text.ipynb #30b00030
 def load_tokenizer(folder):
     """The `CaptionTokenizer` saved in `folder`; raises `VQGenError` where there is none, or it is damaged.
 

@@ -59,6 +59,7 @@ def read_description(folder):
     except FileNotFoundError:
         raise VQGenError(f"no model in {folder}: train it first, or give the folder of another run") from None
 
+# %% ../../nbs/73_training.checkpoints.ipynb #73b00010
 def check_header(path, model):
     """Raise `VQGenError` where the weights in file `path` are not those of `model`, by names and shapes.
 
@@ -89,6 +90,7 @@ def check_weights(weights):
         if not value.isfinite().all(): raise VQGenError(f"{name} holds NaN or infinity")
     if not any(value.any() for value in weights.values()): raise VQGenError("all weights are zero")
 
+# %% ../../nbs/73_training.checkpoints.ipynb #73b00020
 def load_model(folder, cls):
     """The `cls` saved in `folder`, for evaluation; raises `VQGenError` where that is missing or damaged.
 
@@ -200,6 +202,7 @@ def load_state(checkpoint):
     except Exception as fault: damage = f"training.pt: {type(fault).__name__}"   # torch has many types for it
     raise VQGenError(f"checkpoint {checkpoint} is damaged ({damage})")
 
+# %% ../../nbs/73_training.checkpoints.ipynb #73b00030
 def _check_archive(path):
     "Raise `VQGenError` where the file `path` is not an archive whose parts are as large as they seem."
     with zipfile.ZipFile(path) as archive:
@@ -230,6 +233,7 @@ def _check_state(state, size, most=5_000_000):
         elif isinstance(value, torch.Tensor) and value.numel() * value.element_size() > size:
             raise VQGenError("holds a tensor larger than the file")
 
+# %% ../../nbs/73_training.checkpoints.ipynb #73b00040
 def newest_state(folder):
     """`(state, note)`: the newest state in `folder` that is whole, and what is to be said about damaged ones.
 
