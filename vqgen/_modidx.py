@@ -529,6 +529,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'vqgen/priors/text.py'),
                                    'vqgen.priors.text.CaptionTokenizer.__len__': ( 'priors.text.html#captiontokenizer.__len__',
                                                                                    'vqgen/priors/text.py'),
+                                   'vqgen.priors.text.CaptionTokenizer.convert_ids_to_tokens': ( 'priors.text.html#captiontokenizer.convert_ids_to_tokens',
+                                                                                                 'vqgen/priors/text.py'),
                                    'vqgen.priors.text.CaptionTokenizer.decode': ( 'priors.text.html#captiontokenizer.decode',
                                                                                   'vqgen/priors/text.py'),
                                    'vqgen.priors.text.CaptionTokenizer.get_vocab': ( 'priors.text.html#captiontokenizer.get_vocab',

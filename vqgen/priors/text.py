@@ -67,6 +67,8 @@ class CaptionTokenizer:
         "The tokens of `caption`, a list of strings, without those that enclose it."
         return self.backend_tokenizer.encode(caption, add_special_tokens=False).tokens
 
+    def convert_ids_to_tokens(self, ids): return [self.backend_tokenizer.id_to_token(int(i)) for i in ids]
+
     def get_vocab(self): return self.backend_tokenizer.get_vocab(with_added_tokens=True)
 
     def __len__(self): return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
