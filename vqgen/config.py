@@ -325,7 +325,9 @@ def _read(source):
     if str(source) in preset_names():
         return files("vqgen").joinpath("configs", f"{source}.yaml").read_text("utf-8")
     path = Path(source)
-    try: return read_file(path, limit=2 ** 16).decode("utf-8")
+    try:
+        if path.is_dir(): raise FileNotFoundError
+        return read_file(path, limit=2 ** 16).decode("utf-8")
     except FileNotFoundError:
         raise VQGenError(f"no config {str(source)!r}: give one of the presets {', '.join(preset_names())}, "
                          "or the path of a YAML file") from None
