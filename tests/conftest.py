@@ -9,3 +9,7 @@ def own_caches(tmp_path_factory):
         for name in ("VQGEN_CACHE", "TORCHINDUCTOR_CACHE_DIR"):
             patch.setenv(name, str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=200, help="damaged files that tests/test_hostile.py tries")

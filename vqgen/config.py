@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from .errors import VQGenError
+from .files import read_file
 
 # %% ../nbs/82_config.ipynb #6add68c1
 def _nearest_key(path, model):
@@ -44,7 +45,9 @@ def _describe(error, model):
 
 def _sentence(fault, model, where):
     "The `VQGenError` that names every error of pydantic's `fault`, found in a `model`, after `where`."
-    return VQGenError(f"{where}: {'; '.join(_describe(error, model) for error in fault.errors())}")
+    errors = fault.errors()
+    more = f"; and {len(errors) - 20} more" if len(errors) > 20 else ""
+    return VQGenError(f"{where}: {'; '.join(_describe(error, model) for error in errors[:20])}{more}")
 
 # %% ../nbs/82_config.ipynb #2966a2d8
 class Section(BaseModel):
@@ -64,7 +67,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     "Where captioned pictures come from and how they are cut to size."
     source: str = "avatars"             # avatars | emoji | a Hub id | a file, a glob or a folder
-    image_size: int = Field(32, ge=8)   # in pixels; pictures are resized and centre-cropped to this square
+    image_size: int = Field(32, ge=8, le=4096)  # in pixels; pictures are cut to this square
     style: str = "pixel-art"            # of the avatars: a DiceBear style, such as pixel-art or voxel-art
     count: int = Field(8000, ge=10)     # number of avatars to draw
     image_column: str = "image"         # of tables: those of the Hub, parquet files and their like
@@ -83,12 +86,12 @@ class DataConfig(Section):
 class VQVAEConfig(Section):
     "The shape of the VQ-VAE."
     downsample: Literal[2, 4, 8, 16] = 4       # f: an image of side s becomes a grid of side s / f
-    hidden_channels: int = Field(128, ge=8)    # width of the residual stack
-    residual_channels: int = Field(32, ge=4)   # width inside a residual block
-    residual_layers: int = Field(2, ge=1)
+    hidden_channels: int = Field(128, ge=8, le=8192)  # width of the residual stack
+    residual_channels: int = Field(32, ge=4, le=8192)  # width inside a residual block
+    residual_layers: int = Field(2, ge=1, le=256)
     overlap: bool = True                       # false: a code sees only its f x f pixels: easier to predict
-    codebook_size: int = Field(512, ge=2)      # K
-    code_dim: int = Field(32, ge=1)            # D, the length of a code vector
+    codebook_size: int = Field(512, ge=2, le=2**20)  # K
+    code_dim: int = Field(32, ge=1, le=8192)   # D, the length of a code vector
     commitment_weight: float = Field(0.25, ge=0)
     codebook_decay: float = Field(0.95, gt=0, lt=1)   # EMA decay of the codebook
     revive_after: float = Field(0.03, ge=0)    # a code used less than this share of the average code is dead
@@ -110,15 +113,15 @@ class TextConfig(Section):
     "How captions are read."
     tokenizer: str = ""                        # empty: trained on the captions; else a Hub id or a folder
     encoder: str = ""                          # empty: learned embeddings; else a frozen text encoder
-    vocab_size: int = Field(2048, ge=32)       # of a trained tokenizer, at most; small data sets use fewer
-    max_length: int = Field(64, ge=4)          # in tokens; longer captions are cut, with a warning
+    vocab_size: int = Field(2048, ge=32, le=2**20)  # of a trained tokenizer, at most; small sets use fewer
+    max_length: int = Field(64, ge=4, le=8192)  # in tokens; longer captions are cut, with a warning
 
 # %% ../nbs/82_config.ipynb #c0a5e001
 class PriorConfig(Section):
     "What the shapes of all priors have in common."
-    width: int = Field(192, ge=8)
-    heads: int = Field(4, ge=1)                # of every attention; they share the width
-    layers: int = Field(6, ge=1)
+    width: int = Field(192, ge=8, le=16384)
+    heads: int = Field(4, ge=1, le=1024)       # of every attention; they share the width
+    layers: int = Field(6, ge=1, le=256)
     dropout: float = Field(0.0, ge=0, lt=1)
     caption_dropout: float = Field(0.1, ge=0, lt=1)
 
@@ -131,27 +134,27 @@ class PriorConfig(Section):
 # %% ../nbs/82_config.ipynb #c0a5e002
 class LSTMConfig(PriorConfig):
     "The shape of the `LSTMPrior`."
-    layers: int = Field(2, ge=1)
-    text_layers: int = Field(2, ge=0)          # attention blocks that read the caption first
-    mlp_ratio: float = Field(4.0, gt=0)        # in those blocks
+    layers: int = Field(2, ge=1, le=256)
+    text_layers: int = Field(2, ge=0, le=256)  # attention blocks that read the caption first
+    mlp_ratio: float = Field(4.0, gt=0, le=64)  # in those blocks
 
 class TransformerConfig(PriorConfig):
     "The shape of the `TransformerPrior`."
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=64)
 
 class CFTNConfig(PriorConfig):
     "The shape of `CFTN`, and how it is trained."
-    mlp_ratio: float = Field(4.0, gt=0)
-    text_layers: int = Field(2, ge=0)          # attention blocks that read the caption first
+    mlp_ratio: float = Field(4.0, gt=0, le=64)
+    text_layers: int = Field(2, ge=0, le=256)  # attention blocks that read the caption first
     schedule: Literal["cosine", "arccos"] = "cosine"        # how much is hidden in training
     label_smoothing: float = Field(0.1, ge=0, lt=1)
 
 # %% ../nbs/82_config.ipynb #a5d37acf
 class BrainConfig(PriorConfig):
     "The shape of CFTN v2, the `BiHemisphericBrain`; `layers` is that of each tower."
-    bridge_ratio: float = Field(1 / 3, gt=0, le=1)   # share of the layers that bridges join
+    bridge_ratio: float = Field(1 / 3, gt=0, le=1)  # share of the layers that bridges join
     first_bridge: int | None = Field(None, ge=0)     # the first of these layers, from 0; None: in the middle
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=64)
 
     @property
     def bridged_layers(self):
@@ -171,13 +174,13 @@ class BrainConfig(PriorConfig):
 # %% ../nbs/82_config.ipynb #94979c2c
 class PriorShape(Section):
     "The numbers that join a prior to its VQ-VAE and its tokenizer."
-    codebook_size: int = Field(ge=2)           # K
-    grid_size: int = Field(ge=1)               # the grid of codes is grid_size x grid_size
-    vocab_size: int = Field(ge=4)
-    max_length: int = Field(ge=2)              # of a caption, in tokens
+    codebook_size: int = Field(ge=2, le=2**20)  # K
+    grid_size: int = Field(ge=1, le=256)       # the grid of codes is grid_size x grid_size
+    vocab_size: int = Field(ge=4, le=2**21)
+    max_length: int = Field(ge=2, le=2**20)    # of a caption, in tokens
     start_id: int = Field(2, ge=0)             # the tokens that enclose each caption:
     end_id: int = Field(3, ge=0)               # these are [BOS] and [EOS] of a trained tokenizer
-    feature_dim: int = Field(0, ge=0)          # E of a frozen text encoder; 0: embeddings are learned
+    feature_dim: int = Field(0, ge=0, le=65536)  # E of a frozen text encoder; 0: embeddings are learned
 
 # %% ../nbs/82_config.ipynb #d734bbec
 class TrainConfig(Section):
@@ -205,8 +208,8 @@ class StageConfig(TrainConfig):
     "One stage of CFTN v2's curriculum: a training section and the weights of the two tasks."
     generation_weight: float = Field(1.0, ge=0)
     caption_weight: float = Field(0.0, ge=0)
-    caption_share: float = Field(0.25, gt=0, le=1)   # of the batch is captioned: it costs as much as drawing
-    full_mask_share: float = Field(0.75, ge=0, le=1)   # of the batch is drawn from nothing
+    caption_share: float = Field(0.25, gt=0, le=1)  # of the batch is captioned: it costs as much as drawing
+    full_mask_share: float = Field(0.75, ge=0, le=1)  # of the batch is drawn from nothing
     gate_learning_rate: float | None = Field(None, gt=0)   # of the bridges' gates; by default as the rest
 
 # %% ../nbs/82_config.ipynb #2bfd1e34
@@ -322,10 +325,12 @@ def _read(source):
     if str(source) in preset_names():
         return files("vqgen").joinpath("configs", f"{source}.yaml").read_text("utf-8")
     path = Path(source)
-    if not path.is_file():
+    try:
+        if path.is_dir(): raise FileNotFoundError
+        return read_file(path, limit=2 ** 16).decode("utf-8")
+    except FileNotFoundError:
         raise VQGenError(f"no config {str(source)!r}: give one of the presets {', '.join(preset_names())}, "
-                         "or the path of a YAML file")
-    try: return path.read_text("utf-8")
+                         "or the path of a YAML file") from None
     except UnicodeDecodeError:
         raise VQGenError(f"{path} is not a text file in UTF-8: give the path of a YAML file") from None
 
@@ -339,9 +344,22 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|
 
 def _parse_yaml(text, where):
     "What the YAML `text` says; raises `VQGenError` where it is not YAML."
-    try: return yaml.load(text, _Loader)
-    except yaml.YAMLError as fault:
-        raise VQGenError(f"{where}: not valid YAML: {' '.join(str(fault).split())}") from None
+    try:
+        node = yaml.compose(text, _Loader)
+        if _parts(node, {}) > 10_000: raise ValueError("too many parts, some of them in each other")
+        return None if node is None else _Loader("").construct_document(node)
+    except RecursionError: reason = "too deeply nested"
+    except Exception as fault: reason = " ".join(str(fault).split()) or type(fault).__name__   # of many types
+    raise VQGenError(f"{where}: not valid YAML: {reason}")
+
+def _parts(node, known):
+    "How many parts the YAML `node` has where each alias is written out; `known` holds those of nodes seen."
+    if not isinstance(node, yaml.CollectionNode): return 1
+    if id(node) not in known:
+        known[id(node)] = float("inf")   # within itself
+        pairs = node.value if isinstance(node, yaml.SequenceNode) else sum(node.value, ())
+        known[id(node)] = 1 + sum(_parts(part, known) for part in pairs)
+    return known[id(node)]
 
 # %% ../nbs/82_config.ipynb #12c7161e
 def _overlay(tree, key, text):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..files import explain_faults, locked, write_atomically
+from ..files import explain_faults, locked, open_file, write_atomically
 
 # %% ../../nbs/65_data.cache.ipynb #c4a00006
 class BlockFile:
@@ -64,7 +64,7 @@ class BlockFile:
 def _whole(path, layout):
     "Whether the file at `path` holds every block, and nothing else."
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return os.fstat(file.fileno()).st_size == layout.total and not layout.missing(file)
     except FileNotFoundError: return False
 

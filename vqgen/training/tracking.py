@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import VQGenError
-from ..files import write_atomically
+from ..files import read_file, write_atomically
 from .devices import precision_of
 from ..viz import show_captioned, to_pil
 
@@ -25,7 +25,7 @@ def run_id(folder):
     if not path.exists():
         new = uuid.uuid4().hex[:8]
         write_atomically(path, lambda temporary: temporary.write_text(new, "utf-8"))
-    return path.read_text("utf-8").strip()
+    return read_file(path, limit=100).decode("utf-8", "replace").strip()
 
 # %% ../../nbs/75_training.tracking.ipynb #02b00010
 def wandb_options(folder, stage):
