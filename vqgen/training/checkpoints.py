@@ -6,7 +6,7 @@
 __all__ = ['CHECKPOINT_FILES', 'SCRAP', 'FREE_SETTINGS', 'BATCH_SETTINGS', 'save_model', 'sections', 'read_description',
            'load_model', 'new_checkpoint', 'save_state', 'checkpoints', 'last_step', 'has_begun', 'load_state',
            'newest_state', 'prune_checkpoints', 'clear_scraps', 'check_settings', 'describe_changes', 'restore_state',
-           'RunFolder', 'best_checkpoint', 'settle_model']
+           'RunFolder', 'best_checkpoint', 'settle_model', 'start_from']
 
 # %% ../../nbs/73_training.checkpoints.ipynb #f3cf470c
 import contextlib
@@ -315,3 +315,26 @@ def settle_model(run, keep_best=False):
         run.say(f"the model in {run.path} is that of step {wanted['step']}, whose validation loss of "
                 f"{wanted['validation_loss']:.4g} is the lowest of the checkpoints")
     return chosen
+
+# %% ../../nbs/73_training.checkpoints.ipynb #73000021
+def start_from(model, source, where, tokens=None):
+    """Give `model` the weights of `source`, the model of its class that comes from `where`.
+
+    `tokens` is the pair of how many tokens `source` and `model` know: a tensor with a row for each may grow.
+    Raises `VQGenError` where their shapes differ otherwise.
+    """
+    mine, theirs = model.state_dict(), source.state_dict()
+    def fits(name):
+        if name not in mine or name not in theirs: return False
+        old, new = theirs[name].shape, mine[name].shape
+        return old == new or ((*old[:1], *new[:1]) == tokens and old[1:] == new[1:])
+    wrong = [name for name in sorted({*mine, *theirs}) if not fits(name)]
+    if wrong: raise VQGenError(_other_shape(model, source, where, wrong[0]))
+    for name, value in theirs.items(): (mine[name][:len(value)] if value.ndim else mine[name]).copy_(value)
+
+def _other_shape(model, source, where, tensor):
+    "The sentence that says in which arguments, or else in which `tensor`, `source` differs from `model`."
+    told = [differences(old, new) for old, new in zip(sections(source).values(), sections(model).values())]
+    changed = ", ".join(filter(None, told)) or tensor
+    return (f"the {type(source).__name__} of {where} has another shape ({changed}): take the sizes it has, "
+            "or start without it")
