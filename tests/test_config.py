@@ -175,7 +175,8 @@ def test_missing_config_names_the_one_that_was_meant(tmp_path, monkeypatch, name
 @pytest.fixture
 def project(tmp_path):
     "A project with a config in one folder, and pictures and a tokenizer in others."
-    for folder in ("conf", "pictures", "tokenizer", "elsewhere/pictures"): (tmp_path / folder).mkdir(parents=True)
+    folders = ("conf", "pictures", "tokenizer", "elsewhere/pictures")
+    for folder in folders: (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "pictures/a.parquet").write_bytes(b"")
     tree = {"data": {"source": "../pictures"}, "text": {"tokenizer": "../tokenizer", "encoder": "who/knows"}}
     (tmp_path / "conf/mine.yaml").write_text(yaml.safe_dump(tree), "utf-8")
