@@ -167,7 +167,7 @@ def test_missing_config_names_the_one_that_was_meant(tmp_path, monkeypatch, name
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("seed: 1\n", "utf-8")
     said = refusal(load_config, name)
-    assert f"{name!r}; did you mean {meant!r}?" in said and len(said) <= 240
+    assert f"{name!r} (did you mean {meant!r}?)" in said and len(said) <= 240
 
 
 # --- relative paths ---

@@ -1,12 +1,15 @@
 "More steps, another batch size, the best model: a training goes on where it is, and says what that means."
+import functools
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny import (
     CONFIG,
     SHORT,
+    TREE,
     Stopping,
     changed,
     contents,
@@ -20,7 +23,9 @@ from tiny import (
     weights,
 )
 
-from vqgen.experiment import train_prior_in, train_vqvae
+from vqgen.config import load_config
+from vqgen.experiment import save_tokenizer, train_prior_in, train_vqvae
+from vqgen.priors.text import load_tokenizer
 from vqgen.training.batches import batch_indices
 from vqgen.training.checkpoints import (
     checkpoints,
@@ -179,6 +184,24 @@ def test_resumed_with_another_batch_size_it_reads_the_next_examples(tmp_path, ca
     assert read_examples(tmp_path / "parts", steps=17) == wanted[108:116]
 
 
+# --- other places ---
+
+def test_a_run_goes_on_from_another_working_directory(run, tmp_path, monkeypatch):
+    "With the config that names a tokenizer beside it, and with the copy in the run folder; moved, too."
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    start = functools.partial(train_prior_in, "lstm", run=run)
+    save_tokenizer(load_tokenizer(run / "cftn-v2"), tmp_path / "project/words")
+    mine = tmp_path / "project/mine.yaml"
+    mine.write_text(yaml.safe_dump({**TREE, "text": {**TREE["text"], "tokenizer": "words"}}), "utf-8")
+    monkeypatch.chdir(tmp_path / "project")
+    start(config=load_config("mine.yaml"))
+    before = contents(run / "lstm")
+    monkeypatch.chdir(tmp_path)
+    for config in ("project/mine.yaml", "run/lstm/config.yaml"): start(config=load_config(config))
+    start(config=load_config(mine.parent.rename(tmp_path / "moved") / "mine.yaml"))
+    assert contents(run / "lstm") == before
+
+
 # --- checkpoints of an older version ---
 
 def age(folder):
@@ -254,6 +277,25 @@ def test_finished_training_with_and_without_its_best(own_caches, tmp_path):
     model, history = fit_judged(tmp_path, keep_best=True, steps=12, eval_every=12)
     assert history[-1]["step"] == 12
     assert_best(tmp_path, model, 4)
+
+
+def test_each_stage_ends_with_its_best(run, tmp_path):
+    "Stage 2 begins with the best of stage 1; called again, nothing of stage 1 comes back into the folder."
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(run / "cftn-v2")
+    section = CONFIG.cftn_v2
+    best = {stage: changed(getattr(section, stage), keep_best=True, eval_every=1, learning_rate=0.1)
+            for stage in ("stage1", "stage2")}
+    config, before = changed(CONFIG, cftn_v2=changed(section, **best)), []
+    for _ in range(2):
+        model, histories = train_prior_in("cftn-v2", config, run)
+        told = read_description(run / "cftn-v2")
+        losses = {record["step"]: record["validation/loss"] for record in histories["stage2"]}
+        assert told["stage"] == "stage2" and told["step"] == min(losses, key=losses.get)
+        saved = load_model(run / "cftn-v2", type(model)).state_dict()
+        assert all(value.equal(saved[name]) for name, value in model.state_dict().items())
+        before.append(contents(run))
+    assert before[0] == before[1]
 
 
 def test_damaged_best_gives_way_to_the_next(own_caches, tmp_path):

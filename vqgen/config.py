@@ -324,8 +324,8 @@ def _no_config(path, source):
     beside = [found for found in path.parent.glob("*.y*ml") if found.is_file()]
     known = {name: name for name in preset_names()} | {found.stem: str(found) for found in beside}
     near = difflib.get_close_matches(path.stem.removeprefix("."), known, n=1)
-    meant = f"; did you mean {known[near[0]]!r}?" if near else ""
-    return (f"no config {source!r}{meant}; give one of the presets {', '.join(preset_names())}, or the path "
+    meant = f" (did you mean {known[near[0]]!r}?)" if near else ""
+    return (f"no config {source!r}{meant}: give one of the presets {', '.join(preset_names())}, or the path "
             "of a YAML file")
 
 def _read(source):

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+# %% ../nbs/86_experiment.ipynb #86000040
 from vqgen.config import (
     ClassifierTrainConfig,
     dump_config,
