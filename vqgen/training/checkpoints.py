@@ -192,9 +192,11 @@ BATCH_SETTINGS = ("batch_size", "gradient_accumulation_steps")   # may change, w
 def check_settings(before, now, step, path):
     "Raise `VQGenError` where a training, at `step` at `path`, cannot go on with settings `now` for `before`."
     may_change = (*FREE_SETTINGS, *BATCH_SETTINGS, "steps")
-    changed = differences(before, {key: value for key, value in now.items() if key not in may_change})
+    changed = [key for key in now if key not in may_change and before.get(key) != now[key]]
     if changed:
-        raise VQGenError(f"{path} was started with other settings ({changed}); put them back, or start over")
+        told = differences(before, {key: now[key] for key in changed[:3]})
+        told += f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise VQGenError(f"{path} was started with other settings ({told}); put them back, or start over")
     if now["steps"] < before["steps"]:
         raise VQGenError(f"{path} is at step {step} of {before['steps']} and cannot end at {now['steps']}: "
                          f"ask for {before['steps']} steps or more, or start over")
