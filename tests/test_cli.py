@@ -142,7 +142,7 @@ def test_demo_ends_with_a_gallery_and_figures(run, config):
     code, out, err = interrupt(signal.SIGINT, r"classifier \(.*: .* [1-9]\d*/\d+ ", *demo)
     assert code == 1 and "Traceback" not in err
     last = err.replace("\r", "\n").strip().splitlines()[-1]
-    assert re.match(r"error: stopped at step \d+ of \d+; the same command goes on", last), err
+    assert re.match(r"error: stopped at step \d+ of \d+; starting it again goes on", last), err
     assert not (run / "gallery.png").exists()
 
     result = vqgen(*demo)

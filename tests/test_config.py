@@ -1,10 +1,21 @@
 "A fault in a config is found before training begins, and the message names it and the way out."
+from pathlib import Path
+
 import pytest
 import yaml
 from pydantic import ValidationError
 from tiny import refusal
 
-from vqgen.config import BrainConfig, Config, Section, dump_config, load_config, parse_config, preset_names
+from vqgen.config import (
+    BrainConfig,
+    Config,
+    Section,
+    dump_config,
+    load_config,
+    parse_config,
+    preset_names,
+    with_absolute_paths,
+)
 
 MISSPELT = {
     "naem": "name",
@@ -112,6 +123,105 @@ def test_words_that_yaml_takes_for_booleans(tmp_path):
     path.write_text("tracking: {mode: off}\ndata: {flip: yes}\n", "utf-8")
     config = load_config(path)
     assert (config.tracking.mode, config.vqvae.train.precision, config.data.flip) == ("off", "auto", True)
+
+
+@pytest.mark.parametrize("key", ["name", "data.source", "data.style", "text.tokenizer", "tracking.project"])
+@pytest.mark.parametrize("text", ["2024", "1e3", "no", "true", "null", "010", "1:30", "2024-11-26"])
+def test_a_string_is_taken_as_it_is_typed(tmp_path, key, text):
+    "On the command line, and, but for null, which is nothing, in a file."
+    if key == "name" and ":" in text: return
+    sources = {"avatars": {key: text}}
+    if text != "null":
+        *parents, last = key.split(".")
+        path = tmp_path / "mine.yaml"
+        path.write_text("".join(f"{part}:\n  " for part in parents) + f"{last}: {text}\n", "utf-8")
+        sources[path] = {}
+    for source, overrides in sources.items():
+        value = load_config(source, overrides)
+        for part in key.split("."): value = getattr(value, part)
+        assert value == text
+
+
+@pytest.mark.parametrize("source", ["a: b", "#1", "{x}", "[1]", "'quoted'", "*.png", "- a", " a "])
+def test_any_folder_can_be_named_on_the_command_line(source):
+    assert load_config("avatars", {"data.source": source}).data.source == source
+
+
+@pytest.mark.parametrize("text, steps", [("1e3", 1000), ("1_000", 1000), ("1.5e2", 150), ("0100", 100)])
+def test_numbers_are_read_as_they_look(tmp_path, text, steps):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"vqvae: {{train: {{steps: {text}}}}}\n", "utf-8")
+    for config in (load_config(path), load_config("avatars", {"vqvae.train.steps": text})):
+        assert config.vqvae.train.steps == steps and type(config.vqvae.train.steps) is int
+
+
+@pytest.mark.parametrize("text", ["1:30", "0x10", "1e", "--3", "2024-01-01", "1.5"])
+def test_what_is_no_number_is_refused(text):
+    assert "vqvae.train.steps" in refusal(load_config, "avatars", {"vqvae.train.steps": text})
+
+
+@pytest.mark.parametrize("name, meant", [
+    ("mine.yml", "mine.yaml"), ("mine", "mine.yaml"), ("min.yaml", "mine.yaml"), ("avatars.yml", "avatars"),
+    ("emoij", "emoji")])
+def test_missing_config_names_the_one_that_was_meant(tmp_path, monkeypatch, name, meant):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("seed: 1\n", "utf-8")
+    said = refusal(load_config, name)
+    assert f"{name!r} (did you mean {meant!r}?)" in said and len(said) <= 240
+
+
+# --- relative paths ---
+
+@pytest.fixture
+def project(tmp_path):
+    "A project with a config in one folder, and pictures and a tokenizer in others."
+    folders = ("conf", "pictures", "tokenizer", "elsewhere/pictures")
+    for folder in folders: (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "pictures/a.parquet").write_bytes(b"")
+    tree = {"data": {"source": "../pictures"}, "text": {"tokenizer": "../tokenizer", "encoder": "who/knows"}}
+    (tmp_path / "conf/mine.yaml").write_text(yaml.safe_dump(tree), "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("here", [".", "elsewhere", "/"])
+def test_paths_are_relative_to_the_file_where_they_are_not_there_from_here(project, monkeypatch, here):
+    monkeypatch.chdir(project / here)
+    config = load_config(project / "conf/mine.yaml")
+    assert Path(config.data.source).samefile(project / "pictures")
+    assert Path(config.text.tokenizer).samefile(project / "tokenizer") and config.text.encoder == "who/knows"
+
+
+def test_what_is_there_from_here_comes_first(project, monkeypatch):
+    monkeypatch.chdir(project / "elsewhere")
+    path = project / "mine.yaml"
+    for source, wanted in {"pictures": "pictures", "pictures/*.parquet": str(project / "pictures/*.parquet"),
+                           "avatars": "avatars", "no/such": "no/such"}.items():
+        path.write_text(yaml.safe_dump({"data": {"source": source}}), "utf-8")
+        assert load_config(path).data.source == wanted
+    (project / "avatars").mkdir()
+    path.write_text("data: {source: avatars}\n", "utf-8")
+    assert load_config(path).data.source == "avatars"
+
+
+def test_an_override_is_relative_to_here(project, monkeypatch):
+    monkeypatch.chdir(project / "conf")
+    assert load_config("mine.yaml", {"data.source": "tokenizer"}).data.source == "tokenizer"
+
+
+def test_the_copy_of_a_config_is_good_everywhere(project, monkeypatch):
+    "It names what is there absolutely, and nothing else."
+    monkeypatch.chdir(project / "conf")
+    config = with_absolute_paths(load_config("mine.yaml"))
+    copied = project / "copy.yaml"
+    copied.write_text(dump_config(config), "utf-8")
+    monkeypatch.chdir("/")
+    again = load_config(copied)
+    assert again == config and Path(again.data.source).is_absolute()
+    assert Path(again.data.source).samefile(project / "pictures")
+    assert again.text.encoder == "who/knows"
+    (project / "avatars").mkdir()
+    monkeypatch.chdir(project)
+    assert with_absolute_paths(load_config("avatars")) == load_config("avatars")
 
 
 def test_override_below_a_value_is_refused():

@@ -66,6 +66,16 @@ def test_two_processes_follow_the_curve_of_one(own_caches, tmp_path, model):
     assert written[0]["weights"] == written[1]["weights"], "the processes end with different weights"
 
 
+def test_begun_alone_it_goes_on_in_two_processes(own_caches, tmp_path):
+    "Longer, in larger batches and with the best model in the end: as if it had stayed alone."
+    changes = {"eval_every": 2, "save_every": 10, "chance": False, "keep_best": True}
+    for folder in ("one", "two"): fit("vqvae", tmp_path / folder, 1, steps=10, **changes)
+    fit("vqvae", tmp_path / "one", 1, steps=20, batch_size=16, **changes)
+    first, second = fit("vqvae", tmp_path / "two", 2, steps=20, batch_size=16, **changes)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+    assert first["weights"] == second["weights"] and not second["written"]
+
+
 @pytest.mark.parametrize("model", [name for name in FITS if name != "vqvae"])
 def test_priors_train_in_two_processes(own_caches, tmp_path, model):
     "Also where a loss leaves parts of the model unused, and where each process draws masks of its own."
@@ -89,7 +99,7 @@ def command(tmp_path):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run(own_caches, tmp_path, victim):
-    "Within a minute, with a sentence; the same command goes on from the last checkpoint."
+    "Within a minute, with a sentence; started again it goes on from the last checkpoint."
     together = start(command(tmp_path))
     seen = ""
     while not re.search(r"\b[2-9]\d/1000000", seen):
@@ -107,7 +117,7 @@ def test_a_killed_process_ends_the_run(own_caches, tmp_path, victim):
 
 
 def test_torchrun_and_sigterm(own_caches, tmp_path):
-    "As a preemptible machine does it: SIGTERM at the launcher saves, and the same command goes on."
+    "As a preemptible machine does it: SIGTERM at the launcher saves, and started again it goes on."
     own = ("--run", tmp_path / "run")   # torchrun takes --run for one of its own
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
               "--no-python", *(part for part in command(tmp_path) if part not in own)]

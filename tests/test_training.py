@@ -63,7 +63,7 @@ def test_resumed_weights_are_bit_identical(fit, tmp_path, number, at):
     model, _ = fit(tmp_path / "whole")
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     said = refusal(fit, tmp_path / "parts", lambda data: Stopping(data, at, number))
-    assert f"step {at} of 9" in said and "the same command" in said and str(tmp_path / "parts") in said
+    assert f"step {at} of 9" in said and "starting it again" in said and str(tmp_path / "parts") in said
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
     assert load_step(tmp_path / "parts") == at
     resumed, history = fit(tmp_path / "parts")
@@ -120,7 +120,7 @@ def test_ctrl_c_and_sigterm_at_the_command_line(tmp_path):
         code, out, err = interrupt(number, rf"\b(?!{start}/)[1-9]\d*/1000000 ", *long)
         last = err.replace("\r", "\n").strip().splitlines()[-1]
         found = re.fullmatch(r"error: stopped at step (\d+) of 1000000; (.*)", last)
-        assert code == 1 and out == "" and found and "the same command goes on" in found[2], err
+        assert code == 1 and out == "" and found and "starting it again goes on" in found[2], err
         assert "Traceback" not in err and "vqvae (float32, cpu): " in err, err
         steps.append(int(found[1]))
         assert load_step(tmp_path / "run/vqvae", "vqvae") == steps[-1]
@@ -314,14 +314,13 @@ def test_every_precision_trains_on_a_gpu(tmp_path, precision):
 # --- other settings ---
 
 @pytest.mark.parametrize("changes, difference", [
-    ({"learning_rate": 0.001}, ["learning_rate", "0.003", "0.001"]), ({"steps": 12}, ["steps", "9", "12"]),
-    ({"seed": 5}, ["seed", "0", "5"]),
-    ({"batch_size": 4, "ema_decay": 0.5}, ["batch_size", "8", "4", "ema_decay", "0.99", "0.5"])])
+    ({"learning_rate": 0.001}, ["learning_rate", "0.003", "0.001"]), ({"seed": 5}, ["seed", "0", "5"]),
+    ({"batch_size": 4, "ema_decay": 0.5, "steps": 12}, ["ema_decay", "0.99", "0.5"])])
 def test_changed_settings_are_refused_with_the_difference(fit, tmp_path, changes, difference):
     refusal(fit, tmp_path, lambda data: Stopping(data, 2))
     before = contents(tmp_path)
     said = refusal(fit, tmp_path, **changes)
-    assert all(part in said for part in difference) and "--fresh" in said
+    assert all(part in said for part in difference) and "start over" in said
     assert contents(tmp_path) == before
 
 
@@ -337,7 +336,7 @@ def test_another_shape_is_refused(tmp_path):
     before = contents(tmp_path)
     wider = VQVAE(changed(CONFIG.vqvae.model, hidden_channels=16))
     said = refusal(train, wider, splits()[0], changed(SHORT, steps=2), tmp_path)
-    assert "--fresh" in said and contents(tmp_path) == before
+    assert "start over" in said and contents(tmp_path) == before
 
 
 def test_another_model_option_of_the_same_shape_is_refused(tmp_path):
@@ -345,7 +344,7 @@ def test_another_model_option_of_the_same_shape_is_refused(tmp_path):
     with pytest.raises(VQGenError): train_plain(tmp_path, lambda data: Stopping(data, 2))
     other = VQVAE(changed(CONFIG.vqvae.model, commitment_weight=0.75))
     said = refusal(train, other, splits()[0], SHORT, tmp_path)
-    assert all(part in said for part in ("commitment_weight", "0.25", "0.75", "--fresh"))
+    assert all(part in said for part in ("commitment_weight", "0.25", "0.75", "start over"))
 
 
 def test_other_data_or_another_vqvae_is_refused(tmp_path):
@@ -353,7 +352,7 @@ def test_other_data_or_another_vqvae_is_refused(tmp_path):
     def start(data, facts): train(VQVAE(CONFIG.vqvae.model), data, SHORT, tmp_path, facts=facts)
     refusal(start, Stopping(splits()[0], 2), {"vqvae": "aaaa", "data": "cccc"})
     said = refusal(start, splits()[0], {"vqvae": "bbbb", "data": "cccc"})
-    assert all(part in said for part in ("vqvae", "aaaa", "bbbb", "--fresh")) and "cccc" not in said
+    assert all(part in said for part in ("vqvae", "aaaa", "bbbb", "start over")) and "cccc" not in said
 
 
 def test_refused_settings_leave_the_run_alone(whole_run, tmp_path):
@@ -391,7 +390,7 @@ def test_stage_two_without_stage_one_names_two_ways_out(whole_run, tmp_path):
     shutil.rmtree(run / "cftn-v2")
     start = functools.partial(train_prior_in, "cftn-v2", CONFIG, run)
     said = refusal(start, stage="stage2")
-    assert "leave out --stage" in said and "--fresh" in said
+    assert "leave out stage" in said and "start over" in said
     assert list(start(stage="stage1")[1]) == ["stage1"] and not (run / "cftn-v2/state/stage2").exists()
     start(stage="stage2")
     assert weights(run / "cftn-v2") == weights(whole_run / "cftn-v2"), "stage after stage is as both at once"

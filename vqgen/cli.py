@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOption', 'FreshOption', 'SeedOption', 'ModelArgument',
-           'PriorOption', 'StageOption', 'NewRunOption', 'DemoRunOption', 'CaptionsArgument', 'CountOption',
-           'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption',
-           'OutOption', 'OverwriteOption', 'SingleOption', 'FORMATS', 'PicturesArgument', 'WordTemperatureOption',
-           'WordTopPOption', 'PictureArgument', 'CaptionArgument', 'MaskOption', 'RepoArgument', 'RunArgument',
-           'PrivateOption', 'SheetOption', 'FIGURES', 'HeldOutOption', 'PublishedOption', 'hyphenated', 'option',
-           'model_names', 'check_model', 'parse_overrides', 'train', 'demo', 'all_captions', 'sample_path', 'check_out',
-           'check_captions', 'save_picture', 'numbered', 'generate', 'caption', 'open_picture', 'inpaint',
-           'reconstruct', 'push', 'data', 'show_config', 'print_figures', 'evaluate', 'main']
+           'PriorOption', 'StageOption', 'NewRunOption', 'OriginOption', 'DemoRunOption', 'CaptionsArgument',
+           'CountOption', 'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption',
+           'GuidanceOption', 'OutOption', 'OverwriteOption', 'SingleOption', 'FORMATS', 'PicturesArgument',
+           'WordTemperatureOption', 'WordTopPOption', 'PictureArgument', 'CaptionArgument', 'MaskOption',
+           'RepoArgument', 'RunArgument', 'PrivateOption', 'SheetOption', 'FIGURES', 'HeldOutOption', 'PublishedOption',
+           'hyphenated', 'option', 'model_names', 'check_model', 'parse_overrides', 'in_options', 'train', 'demo',
+           'all_captions', 'sample_path', 'check_out', 'check_captions', 'save_picture', 'numbered', 'generate',
+           'caption', 'open_picture', 'inpaint', 'reconstruct', 'push', 'data', 'show_config', 'print_figures',
+           'evaluate', 'main']
 
 # %% ../nbs/87_cli.ipynb #7ac95e75
+import contextlib
 import difflib
 import hashlib
 import itertools
@@ -110,16 +112,34 @@ def _check_stage(model, stage):
     if stage and stage not in stages:
         raise VQGenError(f"{model} has no stage {stage!r}: choose one of {', '.join(stages)}")
 
+OriginOption = Annotated[Optional[str], option(
+    "Start with the weights of another run: a folder, or one that the package brings.", "--init-from")]
+
+@contextlib.contextmanager
+def in_options():
+    "Where a sentence says what to do, name the option for it; Ctrl-C becomes a sentence, too."
+    words = {"start over": "start over (--fresh)", "stage stage2": "--stage stage2",
+             "leave out stage": "leave out --stage", "without init_from": "without --init-from"}
+    try: yield
+    except KeyboardInterrupt:
+        raise VQGenError("stopped before the training began; starting it again begins anew") from None
+    except VQGenError as error:
+        message = str(error)
+        for word, named in words.items(): message = message.replace(word, named)
+        raise VQGenError(message) from None
+
 @app.command(context_settings=OVERRIDES)
 def train(context: typer.Context, model: ModelArgument, config: ConfigOption = "avatars",
-          run: NewRunOption = None, fresh: FreshOption = False, stage: StageOption = None):
+          run: NewRunOption = None, fresh: FreshOption = False, stage: StageOption = None,
+          init_from: OriginOption = None):
     "Train one model; any key of the config can follow as --section.key value (--train.batch_size 8)."
-    settings = load_config(config, parse_overrides(context.args, check_model(model)))
-    _check_stage(model, stage)
-    from vqgen.experiment import train_model
-    run = run or Path("runs") / settings.name
-    train_model(model, settings, run, fresh, stage)
-    print(f"saved in {run / model}")
+    with in_options():
+        settings = load_config(config, parse_overrides(context.args, check_model(model)))
+        _check_stage(model, stage)
+        from vqgen.experiment import train_model
+        run = run or Path("runs") / settings.name
+        train_model(model, settings, run, fresh, stage, init_from)
+        print(f"saved in {run / model}")
 
 # %% ../nbs/87_cli.ipynb #8dbeb018
 DemoRunOption = Annotated[Optional[Path], option("The run folder; runs/demo by default.")]

@@ -31,11 +31,14 @@ def stages_to_train(config, folder, only=None, from_scratch=False):
     first, second = (last_step(Path(folder) / "state" / stage) for stage in ("stage1", "stage2"))
     if only == "stage2" and (from_scratch or second and not first): return ["stage2"]
     if second and not first:
-        raise VQGenError(f"{folder} holds a stage 2 that was trained alone: go on with --stage stage2, "
-                         "or add --fresh to train both stages")
+        raise VQGenError(f"{folder} holds a stage 2 that was trained alone: go on with stage stage2, or "
+                         "start over to train both stages")
+    if second and first < config.stage1.steps:
+        raise VQGenError(f"stage 2 has begun in {folder}, after {first} steps of stage 1: it would learn "
+                         f"nothing from {config.stage1.steps}; make stage 2 longer, or start over")
     if only == "stage2" and first < config.stage1.steps:
-        raise VQGenError(f"stage 2 goes on from stage 1, which is not finished in {folder}: leave out "
-                         "--stage to train both, or add --fresh to train stage 2 alone, from scratch")
+        raise VQGenError(f"stage 2 goes on from stage 1, which is not finished in {folder}: leave out stage "
+                         "to train both, or start over with stage 2 alone, from scratch")
     return ["stage1"] if only == "stage1" else ["stage1", "stage2"]
 
 def train_curriculum(brain, config, data, validation, folder, only=None, from_scratch=False, **options):

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..errors import VQGenError
 
 # %% ../../nbs/71_training.batches.ipynb #e059ea9d
-def batch_indices(length, batch_size, seed=0, start=0):
-    "Endless lists of `batch_size` indices below `length`, beginning with batch number `start`."
-    first, offset = divmod(start * batch_size, length)
+def batch_indices(length, batch_size, seed=0, seen=0):
+    "Endless lists of `batch_size` indices below `length`, after the first `seen` of them, a number."
+    first, offset = divmod(seen, length)
     batch = []
     for epoch in itertools.count(first):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -30,10 +30,11 @@ def batch_indices(length, batch_size, seed=0, start=0):
         offset = 0
 
 # %% ../../nbs/71_training.batches.ipynb #03000002
-def shares(length, config, seed=0, start=0, rank=0, processes=1):
+def shares(length, config, seed=0, start=0, rank=0, processes=1, seen=None):
     """Endless `(seed, indices)`: the shares of process `rank` of `processes` in the batches from `start` on.
 
-    Raises `VQGenError` where a batch of `config` (a `TrainConfig`) has no equal shares.
+    `seen` examples came before; where nobody says so, `start` whole batches. Raises `VQGenError` where a
+    batch of `config` (a `TrainConfig`) has no equal shares.
     """
     parts = config.gradient_accumulation_steps
     if config.batch_size % (parts * processes):
@@ -41,7 +42,8 @@ def shares(length, config, seed=0, start=0, rank=0, processes=1):
         raise VQGenError(f"train.batch_size {config.batch_size} cannot be dealt out in {parts * processes} "
                          f"equal shares ({of}): choose a multiple")
     size = config.batch_size // (parts * processes)
-    for step, batch in enumerate(batch_indices(length, config.batch_size, seed, start), start):
+    if seen is None: seen = start * config.batch_size
+    for step, batch in enumerate(batch_indices(length, config.batch_size, seed, seen), start):
         for number in range(rank, parts * processes, processes):
             share_seed = ((seed * 1_000_003 + step) * 1_009 + number) % 2**32   # primes: seldom alike
             yield share_seed, batch[number * size:(number + 1) * size]
@@ -88,14 +90,14 @@ def collate(data):
     "The function that makes a batch of a list of examples of `data`: its own, or PyTorch's."
     return getattr(data, "collate", default_collate)
 
-def batches(data, config, seed=0, start=0, rank=0, processes=1):
-    """The endless stream of `(seed, share)` that process `rank` reads of `data` from batch `start` on.
+def batches(data, config, seed=0, start=0, rank=0, processes=1, seen=None):
+    """The endless stream of `(seed, share)` that process `rank` reads of `data` from batch number `start` on.
 
-    Of a stream (one with a method `examples`) that is wherever it stands.
+    `seen` examples came before, see `shares`; a stream (with a method `examples`) goes on wherever it stands.
     """
     if hasattr(data, "examples"): return stream_batches(data, config, seed, start, rank, processes)
     read = SeededReading(data)
-    return DataLoader(read, batch_sampler=shares(len(data), config, seed, start, rank, processes),
+    return DataLoader(read, batch_sampler=shares(len(data), config, seed, start, rank, processes, seen),
                       collate_fn=read.collate, num_workers=config.num_workers,
                       pin_memory=torch.cuda.is_available(), worker_init_fn=_leave_signals_to_the_parent)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['choose_precision', 'start_accelerator', 'precision_of', 'without_gpu', 'in_any_process', 'to_device',
-           'main_process_first', 'seed_all', 'explain_crashes', 'stop_requests']
+           'main_process_first', 'seed_all', 'explain_crashes', 'stop_requests', 'explain_interrupts']
 
 # %% ../../nbs/74_training.devices.ipynb #02d00003
 import contextlib
@@ -98,7 +98,7 @@ def explain_crashes(check, num_workers=0, processes=1):
     `check()` raises a `VQGenError` if the numbers went wrong before; `num_workers` processes read data for
     this one, which is one of `processes` that train together.
     """
-    goes_on = "the same command goes on from the last checkpoint"
+    goes_on = "starting it again goes on from the last checkpoint"
     reader_died = f"a process that reads data died, perhaps for want of memory: try num_workers 0; {goes_on}"
     neighbour_died = f"another process of this training died, so this one stops too; {goes_on}"
     full = f"the GPU's memory is full: raise gradient_accumulation_steps or lower batch_size; {goes_on}"
@@ -128,3 +128,12 @@ def stop_requests():
     try: yield requests
     finally:
         for number, handler in previous.items(): signal.signal(number, handler)
+
+# %% ../../nbs/74_training.devices.ipynb #74000012
+@contextlib.contextmanager
+def explain_interrupts(folder):
+    "Say in one sentence what Ctrl-C means inside the `with` block, where no step is under way in `folder`."
+    try: yield
+    except KeyboardInterrupt:
+        raise VQGenError("stopped while no step was under way: what was saved stays, and starting it again "
+                         f"goes on ({folder})") from None

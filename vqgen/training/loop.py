@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REPORT_EVERY', 'GOES_ON', 'model_loss', 'Objective', 'begin_epoch', 'EMA', 'TrainState', 'new_state', 'Meter',
-           'all_finite', 'eval_mode', 'evaluate', 'train_step', 'due', 'validate', 'show_samples', 'train']
+           'all_finite', 'eval_mode', 'evaluate', 'train_step', 'due', 'validate', 'show_samples', 'check_keep_best',
+           'lowest_yet', 'all_settings', 'holding', 'finish', 'train']
 
 # %% ../../nbs/70_training.loop.ipynb #e366dae3
 import contextlib
@@ -21,9 +22,10 @@ from torch.optim.swa_utils import AveragedModel
 from ..errors import VQGenError
 from ..placement import model_device
 from .batches import batches, collate
-from .checkpoints import RunFolder, sections
+from .checkpoints import RunFolder, sections, settle_model
 from vqgen.training.devices import (
     explain_crashes,
+    explain_interrupts,
     in_any_process,
     precision_of,
     seed_all,
@@ -75,18 +77,21 @@ class EMA(AveragedModel):
 # %% ../../nbs/70_training.loop.ipynb #70000005
 @dataclass
 class TrainState:
-    """What a training changes, and so what a checkpoint holds; `step` steps are done.
+    """What a training changes, and so what a checkpoint holds; `step` steps are done, `seen` examples seen.
 
     `average` is what is looked at and saved; `scaler` scales the loss in fp16 and is None elsewhere.
-    The `objective`, from which the gradients come, holds nothing of its own.
+    `courses` are those of the learning rate (see `learning_rate_factor`). The `objective`, from which the
+    gradients come, holds nothing of its own.
     """
     objective: nn.Module
     model: nn.Module
     average: EMA
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    courses: list
     scaler: object = None
     step: int = 0
+    seen: int = 0
     reader: object = None   # a stream of data, which has a state, too
 
     @functools.cached_property
@@ -98,13 +103,22 @@ class TrainState:
         return {name: part for name in names if (part := getattr(self, name)) is not None}
 
     def state_dict(self):
-        return {"step": self.step, **{name: part.state_dict() for name, part in self.parts().items()}}
+        numbers = {"step": self.step, "seen": self.seen, "courses": list(self.courses)}
+        return {**numbers, **{name: part.state_dict() for name, part in self.parts().items()}}
 
     def load_state_dict(self, saved):
         "Go on from `saved`, a `state_dict`; if that was made in another precision, with a fresh scaler."
         for name, part in self.parts().items():
             if name in saved or name != "scaler": part.load_state_dict(saved[name])
         self.step = saved["step"]
+        self.seen = saved["seen"]
+        self.courses[:] = [tuple(course) for course in saved["courses"]]
+
+    def extend(self, steps):
+        "Go on to `steps` in all: another course of the learning rate begins here."
+        self.courses.append((self.step, steps))
+        self.schedule.last_epoch -= 1
+        self.schedule.step()   # sets the rate of the next step
 
     def rate(self):
         "The learning rate (of the first group of parameters) as a metric."
@@ -119,10 +133,12 @@ class TrainState:
 def new_state(model, loss, config, special_rates, accelerator):
     "A `TrainState` at step 0, as `config` (a `TrainConfig`) asks, on the device of `accelerator`."
     optimizer = make_optimizer(model, config, special_rates)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
+    courses = [(0, config.steps)]
+    def factor(step): return learning_rate_factor(step, config.warmup_steps, courses)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     average = EMA(model, config.ema_decay).to(accelerator.device)
     objective, optimizer = accelerator.prepare(Objective(model, loss).train(), optimizer)
-    return TrainState(objective, model, average, optimizer, schedule, accelerator.scaler)
+    return TrainState(objective, model, average, optimizer, schedule, courses, accelerator.scaler)
 
 # %% ../../nbs/70_training.loop.ipynb #70000008
 class Meter:
@@ -233,10 +249,11 @@ def train_step(state, stream, meter, config, accelerator):
     state.schedule.step()
     state.average.update_parameters(state.model)
     state.step += 1
+    state.seen += config.batch_size
 
 # %% ../../nbs/70_training.loop.ipynb #70000014
 REPORT_EVERY = 10   # steps
-GOES_ON = "the same command goes on from there"
+GOES_ON = "starting it again goes on from there"
 
 def due(step, config, stop=False):
     "Whether `step` is one to look at validation split and samples, one to report, and one to save."
@@ -253,12 +270,39 @@ def show_samples(state, sample, journal):
     if not journal.accelerator.is_main_process: return
     with eval_mode(state.average.module) as average: journal.show(state.step, *sample(average))
 
-def _arguments(model):
-    "The constructor's arguments of `model`, as `{'section.key': value}`."
-    found = {}
-    for name, section in sections(model).items():
-        found |= {f"{name}.{key}": value for key, value in section.items()}
-    return found
+# %% ../../nbs/70_training.loop.ipynb #70000021
+def check_keep_best(config, validation):
+    if config.keep_best and validation is None:
+        raise VQGenError("keep_best needs a validation split: give one, or leave keep_best false")
+
+def lowest_yet(found, history):
+    "Whether the validation loss in `found` is lower than all in `history`; False where there is none."
+    losses = [record["validation/loss"] for record in history if "validation/loss" in record]
+    return bool(found) and found["validation/loss"] < min(losses, default=math.inf)
+
+def all_settings(config, model, seed):
+    "The settings of a training, those of `model` as `section.key`, and the defaults of those that have one."
+    settings, defaults = {"seed": seed}, {}
+    parts = {f"{name}.": getattr(model, name) for name in sections(model)}
+    for prefix, section in {"": config, **parts}.items():
+        for key, field in type(section).model_fields.items():
+            settings[prefix + key] = getattr(section, key)
+            if not field.is_required(): defaults[prefix + key] = field.default
+    return settings, defaults
+
+@contextlib.contextmanager
+def holding(run, meter, config, accelerator):
+    "Keep the folder of `run`, and say in one sentence what ends the training, inside the `with` block."
+    with explain_interrupts(run.path), run.lock():
+        with explain_crashes(meter.check, config.num_workers, accelerator.num_processes): yield
+
+def finish(state, run, keep_best, accelerator):
+    "Give the model its averaged weights, or, with `keep_best`, those of the best checkpoint of `run`."
+    from safetensors.torch import load_file
+    accelerator.wait_for_everyone()   # until the last checkpoint is written
+    chosen = settle_model(run, keep_best)
+    state.finish()
+    if keep_best: state.model.load_state_dict(load_file(chosen / "model.safetensors"))
 
 # %% ../../nbs/70_training.loop.ipynb #7dfe3b3f
 def train(model, data, config, folder, *, validation=None, loss=model_loss, seed=0, stage="train",
@@ -271,32 +315,33 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     loss: `(model, batch) -> (scalar, dict of scalars)`; seed: of the order of `data` and all else at random
     special_rates: learning rates by a part of a parameter's name; facts: a dict that `config.json` shall tell
     sample: `model -> (images (N, 3, H, W) in [-1, 1], N captions)`, kept as a PNG with each validation
-
     Raises `VQGenError` when interrupted (after saving), where `config` or `facts` are not those of the first
     call, where another training holds `folder`, when a loss is not finite, and where a process dies."""
+    check_keep_best(config, validation)
     accelerator = start_accelerator(config, tracking, folder)
     state = new_state(model, loss, config, special_rates, accelerator)
     state.reader = data if hasattr(data, "load_state_dict") else None
     meter = Meter(accelerator)
-    settings = {**config.model_dump(), "seed": seed, **_arguments(model)}
-    run = RunFolder(folder, stage, settings, facts, writes=accelerator.is_main_process)
-    with run.lock(), explain_crashes(meter.check, config.num_workers, accelerator.num_processes):
+    settings, defaults = all_settings(config, model, seed)
+    run = RunFolder(folder, stage, settings, facts, accelerator.is_main_process, defaults)
+    with holding(run, meter, config, accelerator):
         journal = Journal(accelerator, folder, stage, history=run.resume(state))
         place = accelerator.process_index, accelerator.num_processes
-        stream = meter.timed(batches(data, config, seed, state.step, *place))
+        stream = meter.timed(batches(data, config, seed, state.step, *place, state.seen))
         with stop_requests() as requests, journal.open(run.settings, state.step, tracking):
             stop = False
             while state.step < config.steps and not stop:
                 train_step(state, stream, meter, config, accelerator)
-                if state.step * config.batch_size % len(data) < config.batch_size: begin_epoch(model)
+                if state.seen % len(data) < config.batch_size: begin_epoch(model)
                 stop = in_any_process(bool(requests), accelerator)   # a later signal: in a later step
                 look, report, save = due(state.step, config, stop)
                 found = validate(state, validation, loss, config) if look and validation is not None else {}
                 if look and sample is not None: show_samples(state, sample, journal)
+                save = save or config.keep_best and lowest_yet(found, journal.history)
                 if save: meter.check(all_finite(state.parameters))
                 if report or found: journal.report(state.step, state.rate() | meter.means() | found)
                 journal.progress.update()
                 if save: run.save(state, journal.history, precision=precision_of(accelerator))
-    if stop: raise VQGenError(f"stopped at step {state.step} of {config.steps}; {GOES_ON} ({folder})")
-    state.finish()
+        if stop: raise VQGenError(f"stopped at step {state.step} of {config.steps}; {GOES_ON} ({folder})")
+        finish(state, run, config.keep_best, accelerator)
     return journal.history

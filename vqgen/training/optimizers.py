@@ -14,14 +14,17 @@ import torch
 from torch import nn
 
 # %% ../../nbs/72_training.optimizers.ipynb #ad3b378a
-def learning_rate_factor(step, config):
+def learning_rate_factor(step, warmup_steps, courses):
     """The share in [0, 1] of the peak learning rate at `step`, which counts from 0 (arXiv 1608.03983).
 
-    A linear warm-up over `config.warmup_steps`, then a cosine that reaches zero at `config.steps`.
+    `courses` are pairs `(first step, end)`, one after the other: a training that was never made longer has
+    one, `(0, steps)`. Each is a linear warm-up over `warmup_steps`, then a cosine that is zero at its end.
     """
-    warmup = min(config.warmup_steps, config.steps - 1)
+    first, end = [course for course in courses if course[0] <= step][-1]
+    step, steps = step - first, end - first
+    warmup = min(warmup_steps, steps - 1)
     if step < warmup: return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 # %% ../../nbs/72_training.optimizers.ipynb #02e00018
 # (a, b) or (a, b, c) of a x + b x^3 + c x^5, one after the other, made as in arXiv 2505.16932
