@@ -14,7 +14,7 @@ repository, branch = settings["git_url"], settings["branch"]
 
 
 def absolute(text):
-    "Markdown that can be read away from the repository: its links point there, and pictures to the files themselves."
+    "Markdown that can be read away from the repository: links point there, pictures to the files themselves."
     raw = repository.replace("https://github.com/", "https://raw.githubusercontent.com/")
     text = re.sub(r"(!\[[^]]*]\()(?![a-z]+:|#|/)", rf"\g<1>{raw}/{branch}/", text)
     text = re.sub(r"(?<!!)(\[[^]]*]\()(?![a-z]+:|#|/)", rf"\g<1>{repository}/blob/{branch}/", text)
