@@ -21,7 +21,8 @@ def lowest_versions(uv):
     "Every package as `name==version`: what settings.ini names at its lowest, the rest at its newest."
     wanted = [name for name in requirements() if not name.startswith("torch>")]
     options = ["-q", "--no-config", "--no-header", "--no-annotate", "--only-binary", ":all:"]
-    text = run([uv, "pip", "compile", *options, "--python", sys.executable, "--resolution", "lowest-direct", "-"],
+    options += ["--python", sys.executable, "--resolution", "lowest-direct"]
+    text = run([uv, "pip", "compile", *options, "-"],
                input="\n".join([*wanted, "pytest>=9", "hypothesis>=6.100"]))
     return [line for line in text.splitlines() if not ELSEWHERE.match(line)]
 

@@ -36,7 +36,7 @@ def names(root):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    "A folder with source archive and wheel (made from that archive), built from what git tracks and nothing else."
+    "A folder with source archive and wheel (made from that archive), built from what git tracks alone."
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     listed = run(["git", "ls-files", "-z", "--cached"], cwd=ROOT).split("\0")
     for name in filter(None, listed):
@@ -92,7 +92,10 @@ def test_package_page_reads_well(built):
     assert "Typing :: Typed" in metadata.get_all("Classifier")
 
 
-@pytest.mark.parametrize("card", [*(ROOT / "vqgen" / "trained").glob("*/README.md")], ids=lambda path: path.parent.name)
+CARDS = [*(ROOT / "vqgen" / "trained").glob("*/README.md")]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
 def test_card_says_where_its_commands_are(card):
     "A reader of the installed package has neither `make` nor tools/."
     assert "In a clone of https://github.com/vqgen/vqgen" in card.read_text("utf-8").partition("`make")[0]
