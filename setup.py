@@ -1,4 +1,5 @@
 "Packaging: everything comes from settings.ini."
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -9,16 +10,30 @@ parser = ConfigParser(delimiters=["="])
 parser.read(here / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 readme = here / "README.md"
+repository, branch = settings["git_url"], settings["branch"]
+
+
+def absolute(text):
+    "Markdown that can be read away from the repository: links point there, pictures to the files themselves."
+    raw = repository.replace("https://github.com/", "https://raw.githubusercontent.com/")
+    text = re.sub(r"(!\[[^]]*]\()(?![a-z]+:|#|/)", rf"\g<1>{raw}/{branch}/", text)
+    text = re.sub(r"(?<!!)(\[[^]]*]\()(?![a-z]+:|#|/)", rf"\g<1>{repository}/blob/{branch}/", text)
+    return text.replace("](#", f"]({repository}#")
+
 
 setup(
     name=settings["lib_name"],
     version=settings["version"],
     description=settings["description"],
-    long_description=readme.read_text("utf-8") if readme.is_file() else settings["description"],
+    long_description=absolute(readme.read_text("utf-8")) if readme.is_file() else settings["description"],
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     author=settings["author"],
     author_email=settings["author_email"],
+    url=repository,
+    project_urls={"Source": repository, "Notebooks": f"{repository}/tree/{branch}/nbs",
+                  "Issues": f"{repository}/issues"},
     keywords=settings["keywords"],
     classifiers=[
         "Development Status :: 3 - Alpha",
@@ -29,6 +44,7 @@ setup(
         "Programming Language :: Python :: 3",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
     ],
     packages=find_packages(include=["vqgen", "vqgen.*"]),
     package_data={"vqgen": ["py.typed", "configs/*.yaml", "trained/*/*", "trained/*/*/*"]},

@@ -1,19 +1,31 @@
 "What `pip install` puts on a machine is whole."
 import ast
+import email
+import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import venv
+import zipfile
 from configparser import ConfigParser
 from importlib import import_module
 from importlib.metadata import entry_points, metadata
+from pathlib import Path
 
 import pytest
+from environments import run
 from paths import ROOT
 
 import vqgen
 
 SUFFIXES = (".py", ".yaml", ".json", ".safetensors", ".typed")
+
+
+def alone():
+    "The environment variables without what would show this tree to another Python."
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def names(root):
@@ -22,27 +34,71 @@ def names(root):
     return sorted(str(path.relative_to(root)) for path in paths if path.suffix in SUFFIXES)
 
 
-def build(tree, *arguments):
-    command = [sys.executable, "setup.py", "-q", *map(str, arguments)]
-    subprocess.run(command, cwd=tree, check=True, capture_output=True)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    "A folder with source archive and wheel (made from that archive), built from what git tracks alone."
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
+    listed = run(["git", "ls-files", "-z", "--cached"], cwd=ROOT).split("\0")
+    for name in filter(None, listed):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tree / name)
+    run([sys.executable, "-m", "build", "-o", out], cwd=tree)
+    return out
 
 
-@pytest.mark.parametrize("readme", [True, False], ids=["with README", "without README"])
-def test_build_holds_modules_presets_and_weights(tmp_path, readme):
-    tree, out = tmp_path / "tree", tmp_path / "out"
-    shutil.copytree(ROOT / "vqgen", tree / "vqgen", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "settings.ini", "LICENSE", "MANIFEST.in", "constraints.txt"):
-        shutil.copy(ROOT / name, tree)
-    if readme: shutil.copy(ROOT / "README.md", tree)
-    build(tree, "build", "--build-base", out)
-    assert names(out / "lib") == names(ROOT)
-    assert {"vqgen/configs/avatars.yaml", "vqgen/trained/avatars-hour/cftn-v2/model.safetensors",
-            "vqgen/py.typed", "vqgen/__main__.py"} <= {*names(out / "lib")}
+def said(wheel):
+    "The METADATA of a wheel: its headers, and with `get_payload()` the description."
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return email.message_from_bytes(archive.read(name))
 
-    build(tree, "sdist", "--dist-dir", out)
-    with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
+
+@pytest.mark.slow
+def test_source_archive_is_whole(built):
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    assert {*names(ROOT), "setup.py", "settings.ini"} <= held, "the source archive is not whole"
+    assert {*names(ROOT), "setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE"} <= held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["tar.gz", "whl"])
+def test_what_was_built_can_be_installed(built, suffix, tmp_path):
+    "Into an empty environment: every module, preset and weight arrives, and the command with them."
+    [archive] = built.glob(f"*.{suffix}")
+    venv.create(tmp_path / "new", with_pip=True)
+    python = tmp_path / "new" / "bin" / "python"
+    run([python, "-m", "pip", "install", "-q", "--no-deps", archive], cwd=tmp_path, env=alone())
+    code = "import pathlib, vqgen; print(vqgen.__version__, pathlib.Path(vqgen.__file__).parent.parent)"
+    version, site = run([python, "-c", code], cwd=tmp_path, env=alone()).split()
+    assert version == vqgen.__version__ and Path(site).is_relative_to(tmp_path)
+    assert names(Path(site)) == names(ROOT)
+    assert {"vqgen/configs/avatars.yaml", "vqgen/trained/avatars-hour/cftn-v2/model.safetensors",
+            "vqgen/py.typed", "vqgen/__main__.py"} <= {*names(Path(site))}
+    assert (tmp_path / "new" / "bin" / "vqgen").exists()
+
+
+@pytest.mark.slow
+def test_package_page_reads_well(built):
+    "`pip install` is the first command, nothing is relative to a clone, and the project's pages are named."
+    metadata = said(next(built.glob("*.whl")))
+    text = metadata.get_payload()
+    assert re.search(r"```sh\n(.*)", text)[1] == "pip install vqgen"
+    links = re.findall(r"\]\(([^)\s]*)|(?:src|href)=[\"']([^\"']*)", text)
+    assert len(links) > 40 and not [link for link in map("".join, links) if not link.startswith("https://")]
+    [picture] = re.findall(r"!\[[^]]*]\((.*?)\)", text)
+    assert picture == "https://raw.githubusercontent.com/vqgen/vqgen/main/nbs/images/gallery.png"
+    pages = dict(page.split(", ") for page in metadata.get_all("Project-URL"))
+    assert pages.keys() == {"Source", "Notebooks", "Issues"} and metadata["License-File"] == "LICENSE"
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+
+
+CARDS = [*(ROOT / "vqgen" / "trained").glob("*/README.md")]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
+def test_card_says_where_its_commands_are(card):
+    "A reader of the installed package has neither `make` nor tools/."
+    assert "In a clone of https://github.com/vqgen/vqgen" in card.read_text("utf-8").partition("`make")[0]
 
 
 @pytest.mark.parametrize("name, module", [
