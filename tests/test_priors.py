@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny import generators, refusal
 
+from vqgen.errors import VQGenError
 from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, TextConfig, TransformerConfig
 from vqgen.cpu import BandedLinear, with_banded_linears
 from vqgen.files import fingerprint
@@ -368,7 +369,7 @@ def test_bad_requests(kind, tokenizer, text):
 
 @pytest.mark.parametrize("config", [LSTMConfig, TransformerConfig, CFTNConfig])
 def test_heads_must_divide_the_width(config):
-    with pytest.raises(ValueError, match="not divisible by heads"): config(width=64, heads=5)
+    with pytest.raises(VQGenError, match="not divisible by heads"): config(width=64, heads=5)
 
 
 # --- kept on disk, and prepared for writing ---
