@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from tiny import generators, refusal
 
-from vqgen.errors import VQGenError
 from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, TextConfig, TransformerConfig
 from vqgen.cpu import BandedLinear, with_banded_linears
+from vqgen.errors import VQGenError
 from vqgen.files import fingerprint
 from vqgen.priors.brain import BiHemisphericBrain, teacher_forced
 from vqgen.priors.build import start_from_codebook
