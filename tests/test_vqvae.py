@@ -366,7 +366,7 @@ def test_shapes(f):
 @pytest.mark.parametrize("codes", [torch.full((1, 4, 4), 32), torch.full((1, 4, 4), -1), torch.zeros(1, 4, 4),
                                    torch.zeros(4, 4, dtype=torch.int64)])
 def test_codes_that_the_codebook_has_not_are_refused(codes):
-    with pytest.raises(VQGenError, match="codes (from|\(B)"): small_model().decode(codes)
+    with pytest.raises(VQGenError, match="expected codes"): small_model().decode(codes)
 
 
 @pytest.mark.parametrize("f", [2, 4, 8])

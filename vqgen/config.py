@@ -63,21 +63,14 @@ class Section(BaseModel):
 # %% ../nbs/82_config.ipynb #5ef900ab
 class DataConfig(Section):
     "Where captioned pictures come from and how they are cut to size."
-    source: str = "avatars"             # avatars | emoji | a Hub id | a file, a glob or a folder
+    source: str = "avatars"             # avatars | emoji | a Hub id | a .parquet file | a folder
     image_size: int = Field(32, ge=8)   # in pixels; pictures are resized and centre-cropped to this square
     style: str = "pixel-art"            # of the avatars: a DiceBear style, such as pixel-art or voxel-art
     count: int = Field(8000, ge=10)     # number of avatars to draw
-    image_column: str = "image"         # of tables: those of the Hub, parquet files and their like
-    caption_column: str = "text"        # a string, or a list of several captions
-    encoding: str = "utf-8"             # of caption files and CSV tables
-    revision: str = ""                  # of a set on the Hub: a branch, tag or commit; empty: the newest
+    image_column: str = "image"         # for Hub ids and parquet files
+    caption_column: str = "text"
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    max_broken: int | None = Field(None, ge=0)   # unreadable examples to skip; None: 1 %, or 3
-    num_proc: int = Field(1, ge=1)      # processes that prepare the pictures
-    streaming: bool = False             # read while training what does not fit the disk; nothing is kept
     flip: bool = False                  # mirror at random, except where the caption says left or right
-    crop: float = Field(0.0, ge=0, lt=0.5)       # cut at random up to this share of the side away
-    views: int = Field(1, ge=1)         # of each picture, mirrored and cut, whose codes the priors learn
 
 # %% ../nbs/82_config.ipynb #b29f1259
 class VQVAEConfig(Section):
@@ -192,7 +185,6 @@ class TrainConfig(Section):
     warmup_steps: int = Field(50, ge=0)        # linear warm-up, then a cosine to zero
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.99, ge=0, lt=1) # of the weights that are evaluated and saved
-    keep_best: bool = False                    # end with the weights of the lowest validation loss
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"   # auto: what the device does best
     compile: bool = False                      # torch.compile: slow to begin, then faster
     eval_every: int = Field(250, ge=1)         # steps between looks at the validation split

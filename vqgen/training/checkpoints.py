@@ -184,8 +184,7 @@ def clear_scraps(*folders):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 # %% ../../nbs/73_training.checkpoints.ipynb #55e691e3
-FREE_SETTINGS = ("num_workers", "eval_every", "save_every", "keep_checkpoints", "compile",
-                 "keep_best")   # may change
+FREE_SETTINGS = ("num_workers", "eval_every", "save_every", "keep_checkpoints", "compile")   # may change
 
 def restore_state(state, saved, settings, path):
     """Bring `state`, a `TrainState`, to what was `saved` at `path`, a dict.
