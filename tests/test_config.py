@@ -9,6 +9,7 @@ from tiny import refusal
 from vqgen.config import (
     BrainConfig,
     Config,
+    DataConfig,
     Section,
     dump_config,
     load_config,
@@ -16,6 +17,7 @@ from vqgen.config import (
     preset_names,
     with_absolute_paths,
 )
+from vqgen.errors import VQGenError
 
 MISSPELT = {
     "naem": "name",
@@ -299,3 +301,13 @@ def test_every_preset_loads_and_round_trips(tmp_path):
 
 def test_config_cannot_be_changed():
     with pytest.raises(ValidationError): Config().data.count = 3
+
+
+def test_a_section_made_in_python_names_every_fault():
+    message = refusal(DataConfig, count=-1, image_sise=64)
+    assert message.startswith("DataConfig: count = -1:") and "did you mean 'image_size'" in message
+
+
+def test_a_notebook_shows_the_sentence_alone():
+    "IPython asks an exception for the lines to show, in version 7 (Colab) as in newer ones."
+    assert VQGenError("give one")._render_traceback_() == ["VQGenError: give one"]

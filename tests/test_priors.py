@@ -9,6 +9,7 @@ from tiny import generators, refusal
 
 from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, TextConfig, TransformerConfig
 from vqgen.cpu import BandedLinear, with_banded_linears
+from vqgen.errors import VQGenError
 from vqgen.files import fingerprint
 from vqgen.priors.brain import BiHemisphericBrain, teacher_forced
 from vqgen.priors.build import start_from_codebook
@@ -368,7 +369,7 @@ def test_bad_requests(kind, tokenizer, text):
 
 @pytest.mark.parametrize("config", [LSTMConfig, TransformerConfig, CFTNConfig])
 def test_heads_must_divide_the_width(config):
-    with pytest.raises(ValueError, match="not divisible by heads"): config(width=64, heads=5)
+    with pytest.raises(VQGenError, match="not divisible by heads"): config(width=64, heads=5)
 
 
 # --- kept on disk, and prepared for writing ---
