@@ -1,5 +1,6 @@
 "Every sentence in the package says what is wrong and what to do; here they are collected from its code."
 import ast
+import itertools
 import re
 
 import pytest
@@ -12,9 +13,9 @@ HOLE = "ten letters"                          # stands for what is filled in
 FLAGS = re.compile(r"--(run|fresh|stage|prior)\b")
 # a sentence tells a way out where it has one of these words, or says what has to be, or how to go on
 WAY_OUT = re.compile(
-    r"\b(add|ask|change|check|choose|convert|correct|decode|delete|describe|did you mean|divide|encode|end|"
-    r"free|give|goes on|install|leave|log in|lower|make|mend|must|name|needs?|pass|pip|put|raise|reads|"
-    r"remove|rename|restore|say|save|set|sets|start|stop|takes?|train|try|use|wait|write)\b")
+    r"\b(add|ask|change|check|choose|convert|correct|decode|delete|describe|download|did you mean|divide|"
+    r"encode|end|free|give|goes on|install|leave|log in|lower|make|mend|must|name|needs?|pass|pip|put|raise|"
+    r"reads|remove|rename|restore|say|save|set|sets|start|stop|takes?|train|try|use|wait|write)\b")
 
 
 def template(node):
@@ -28,15 +29,14 @@ def template(node):
 
 
 def raised(path):
-    "`(line, text)` of each sentence in the module at `path`."
+    "`(path, line, text)` of each sentence in the module at `path`."
     tree = ast.parse(path.read_text("utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args
              and getattr(node.func, "id", "") == "VQGenError"]
-    return [(call.lineno, text) for call in calls if (text := template(call.args[0]))]
+    return [(path.relative_to(ROOT), call.lineno, text) for call in calls if (text := template(call.args[0]))]
 
 
-SENTENCES = [(path.relative_to(ROOT), line, text) for path in sorted((ROOT / "vqgen").rglob("*.py"))
-             for line, text in raised(path)]
+SENTENCES = list(itertools.chain.from_iterable(map(raised, sorted((ROOT / "vqgen").rglob("*.py")))))
 
 
 @pytest.mark.parametrize("path, line, text", SENTENCES, ids=lambda value: str(value)[:60])

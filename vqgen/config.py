@@ -379,7 +379,7 @@ def _parse_yaml(text, where, model=None):
         return None if node is None else _Loader("").construct_document(node)
     except RecursionError: reason = "too deeply nested"
     except Exception as fault: reason = " ".join(str(fault).split())[:150] or type(fault).__name__   # of many
-    raise VQGenError(f"{where}: not valid YAML: {reason}")
+    raise VQGenError(f"{where}: not valid YAML, mend it: {reason}")
 
 def _parts(node, known):
     "How many parts the YAML `node` has where each alias is written out; `known` holds those of nodes seen."
@@ -405,7 +405,8 @@ def _overlay(tree, key, text):
     for part in parents:
         if tree.get(part) is None: tree[part] = {}
         tree = tree[part]
-        if not isinstance(tree, dict): raise VQGenError(f"{key}: {part} is not a section")
+        if not isinstance(tree, dict):
+            raise VQGenError(f"{key}: {part} is not a section: leave out what follows it")
     tree[last] = _parse_yaml(text, f"--{key}") if isinstance(text, str) and not _is_text(key) else text
 
 # %% ../nbs/82_config.ipynb #82000031
@@ -446,7 +447,8 @@ def load_config(source, overrides=None):
     unknown key (the nearest known one is named) or a value of a wrong type or out of range.
     """
     tree = _parse_yaml(_read(source), source, config_model()) or {}
-    if not isinstance(tree, dict): raise VQGenError(f"{source}: expected a YAML mapping of sections")
+    if not isinstance(tree, dict):
+        raise VQGenError(f"{source} is no config: it must hold sections, such as data: and vqvae:, in YAML")
     if str(source) not in preset_names(): _find_paths(tree, Path(source).parent)
     for key, text in (overrides or {}).items(): _overlay(tree, key, text)
     return parse_config(tree, where=str(source))

@@ -113,7 +113,7 @@ def whole_number(value, name, least):
 def seeded_generators(seed, count):
     "Random generators with the seeds `seed`, `seed + 1`, ...: one for each of `count` images."
     try: seed = operator.index(seed)
-    except TypeError: raise VQGenError(f"a seed is a whole number, not {seed!r:.40}") from None
+    except TypeError: raise VQGenError(f"a seed must be a whole number, not {seed!r:.40}") from None
     if not 0 <= seed < 2**63 - count: raise VQGenError(f"seed {seed} is out of range: choose 0 to 2**63 - 1")
     return [torch.Generator().manual_seed(seed + i) for i in range(count)]
 
@@ -196,7 +196,7 @@ def to_images(pipeline, images):
                          f"not {type(images).__name__}")
     for picture in pictures:
         if not isinstance(picture, Image.Image):
-            raise VQGenError(f"a list of images holds PIL pictures, not {type(picture).__name__}: "
+            raise VQGenError(f"a list of images must hold PIL pictures, not {type(picture).__name__}: "
                              "open files with PIL.Image.open")
     return torch.stack([picture_image(picture, image_side(pipeline)) for picture in pictures])
 
@@ -224,7 +224,7 @@ def open_codes(pipeline, mask, size):
     else:
         chosen = torch.as_tensor(mask) if isinstance(mask, (np.ndarray, torch.Tensor)) else torch.empty(0)
         if chosen.shape != (grid, grid) or chosen.dtype != torch.bool:
-            raise VQGenError(f"a mask is a PIL picture, or bool of shape ({grid}, {grid}), one for each "
+            raise VQGenError(f"a mask must be a PIL picture, or bool of shape ({grid}, {grid}), one for each "
                              f"code, not {type(mask).__name__}")
     if chosen.any(): return chosen
     raise VQGenError("the mask is black everywhere: make white what is to be painted anew")
@@ -308,7 +308,7 @@ def encode_images(pipeline, images):
 def decode_codes(pipeline, codes):
     "Images (B, 3, f h, f w), float32 in [-1, 1], on the CPU, of `codes` (B, h, w), a tensor of ints."
     if not isinstance(codes, torch.Tensor):
-        raise VQGenError(f"codes are a tensor (B, h, w), not {type(codes).__name__}")
+        raise VQGenError(f"codes must be a tensor (B, h, w), not {type(codes).__name__}")
     check_codes(codes.cpu(), pipeline.vqvae.config.codebook_size)
     return pipeline.vqvae.decode(codes).float().cpu()
 

@@ -234,7 +234,7 @@ def _facts(config, names, columns, splits):
 def _finish(config, folder, names, splits):
     "Write the numbers of the rows of each split, and the facts, into `folder`; returns the facts."
     columns = _columns(folder, names)
-    if not splits: raise VQGenError(f"data.source {config.source!r} is empty")
+    if not splits: raise VQGenError(f"data.source {config.source!r} is empty: give one that holds pictures")
     groups = [words[0].lower() or digest for words, digest in zip(columns["captions"], columns["digest"])]
     whole = [i for i, fault in enumerate(columns["fault"]) if not fault]
     fraction = config.validation_fraction

@@ -62,7 +62,8 @@ def _decode(data, encoding, where):
 def _captions(value, encoding, where):
     "The captions in `value`: a string, a number, bytes, None or a list of them; at least one string."
     if isinstance(value, list):
-        if any(isinstance(part, list) for part in value): raise VQGenError(f"{where} holds lists in a list")
+        if any(isinstance(part, list) for part in value):
+            raise VQGenError(f"{where} holds lists in a list: make it a list of strings")
         parts = [_captions(part, encoding, where)[0] for part in value if part is not None]
         return parts or [""]
     if value is None: return [""]
@@ -238,7 +239,8 @@ def _load_files(config, loader, files, root, cache_dir):
         named = [split for pattern, split in said if fnmatch(name, pattern)]
         split = named[0] if named else _file_split(name)
         if named or not said: splits.setdefault(split, []).append(file)
-    if not splits: raise VQGenError(f"{config.source} has none of the files that its README names")
+    if not splits:
+        raise VQGenError(f"{config.source} has none of the files that its README names: download it anew")
     paths = {split: list(map(glob.escape, chosen)) for split, chosen in splits.items()}   # a [1] is a name
     firsts = {split: _first_rows(loader, chosen) for split, chosen in splits.items()}
     try:
@@ -253,15 +255,15 @@ def _first_rows(loader, files):
     import pyarrow as pa
     import pyarrow.parquet as pq
     damaged = [file for file in files if loader == "webdataset" and not tarfile.is_tarfile(file)]
-    if damaged: raise VQGenError(f"{damaged[0]} is not a tar file, or it is damaged: get it again")
+    if damaged: raise VQGenError(f"{damaged[0]} is not a tar file, or it is damaged: restore it")
     if loader != "parquet": return [(os.path.basename(files[0]), 0)]
     pairs, rows = [], 0
     for file in files:
         pairs.append((os.path.basename(file), rows))
         try: rows += pq.read_metadata(file).num_rows
         except (pa.ArrowException, OSError) as fault:
-            raise VQGenError(f"{file} is not a parquet file: {_reason(fault, file)}") from None
-    if not rows: raise VQGenError(f"{files[0]} is empty")
+            raise VQGenError(f"{file} is not a parquet file ({_reason(fault, file)}): restore it") from None
+    if not rows: raise VQGenError(f"{files[0]} has no rows: give a file with pictures")
     return pairs
 
 # %% ../../nbs/64_data.sources.ipynb #f963787d
@@ -320,7 +322,7 @@ def _plain(path):
 
 def _walk(folder):
     "All files below `folder`, as sorted paths relative to it; links are followed, hidden files left out."
-    def refuse(fault): raise VQGenError(f"{fault.filename} can't be read: {fault.strerror}")
+    def refuse(fault): raise VQGenError(f"check {fault.filename}: it can't be read ({fault.strerror})")
     found, seen = [], set()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
@@ -334,7 +336,7 @@ def _walk(folder):
 def _read_text(path, encoding):
     "The text in file `path`; raises `VQGenError` if it can't be read or decoded."
     try: data = Path(path).read_bytes()
-    except OSError as fault: raise VQGenError(f"{path} can't be read: {fault.strerror}") from None
+    except OSError as fault: raise VQGenError(f"check {path}: it can't be read ({fault.strerror})") from None
     return _decode(data, encoding, path)
 
 # %% ../../nbs/64_data.sources.ipynb #236ffc29
@@ -384,9 +386,9 @@ def _json_rows(text, where):
         if not line.strip(): continue
         try: row = json.loads(line)
         except (ValueError, RecursionError):
-            raise VQGenError(f"{where} can't be read: line {number} is not valid JSON") from None
+            raise VQGenError(f"{where} can't be read: line {number} is not valid JSON: mend it") from None
         if not isinstance(row, dict):
-            raise VQGenError(f'{where} line {number} is not of the form {{"file_name": ..., ...}}')
+            raise VQGenError(f'{where} line {number} is not of the form {{"file_name": ..., ...}}: mend it')
         rows.append((number, row))
     return rows
 
@@ -494,7 +496,7 @@ def _check_exists(config, path):
     known = os.path.splitext(path)[1].lower() in {*_LOADERS, *_PICTURES, ".csv", ".jsonl", ".zip"}
     if re.fullmatch(r"[\w-][\w.-]{,95}(/[\w-][\w.-]{,95})?", config.source) and not known: return
     source = config.source[:150] + "..." * (len(config.source) > 150)
-    raise VQGenError(f"data.source {source!r}: there is no such file or folder")
+    raise VQGenError(f"data.source {source!r}: there is no such file or folder: check the path")
 
 # %% ../../nbs/64_data.sources.ipynb #118d0605
 def read_source(config, cache_dir=None):
@@ -521,4 +523,4 @@ def read_source(config, cache_dir=None):
             splits.setdefault(split, []).append(_three_columns(columns, *tables[name], folder))
         found = {split: datasets.concatenate_datasets(parts) for split, parts in splits.items()}
     if config.streaming or any(map(len, found.values())): return found
-    raise VQGenError(f"data.source {config.source!r} is empty")
+    raise VQGenError(f"data.source {config.source!r} is empty: give one that holds pictures")

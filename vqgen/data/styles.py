@@ -43,13 +43,14 @@ def describe_style(style):
     "DiceBear's description of a style, a dict; raises `VQGenError` where there is none, or it is not open."
     usable = open_styles()
     if style in usable: return _descriptions()[style]
-    advice = f"choose one of {len(usable)} (open_styles() names them), such as {', '.join(usable[1::25])}"
+    advice = f"one of {len(usable)} (open_styles() names them), such as {', '.join(usable[1::25])}"
     if style in _descriptions():
         fault = f"has the licence {_licence(style)!r}, not {' or '.join(_OPEN)}"
-        raise VQGenError(f"data.style {style!r} {fault}: {advice}")
+        raise VQGenError(f"data.style {style!r} {fault}: choose {advice}")
     near = difflib.get_close_matches(style, usable, 1)
-    if near: advice = f"did you mean {near[0]!r}?"
-    raise VQGenError(f"data.style {style!r} is no DiceBear style: {advice}")
+    fault = f"data.style {style!r} is no DiceBear style"
+    if near: raise VQGenError(f"{fault}: did you mean {near[0]!r}?")
+    raise VQGenError(f"{fault}: choose {advice}")
 
 # %% ../../nbs/62_data.styles.ipynb #d8473f9b
 _CONES = np.array([[0.41222, 0.53633, 0.05145], [0.21190, 0.68070, 0.10740], [0.08830, 0.28172, 0.62998]])

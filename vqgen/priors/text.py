@@ -240,29 +240,29 @@ _PARTS = {
     "decoder": "Sequence ByteLevel WordPiece Metaspace ByteFallback Fuse Strip Replace BPEDecoder CTC"}
 
 def check_tokenizer_parts(tree):
-    "Raise `VQGenError` where `tree`, what a tokenizer.json says, has other parts than those in use."
+    "Raise `ValueError` where `tree`, what a tokenizer.json says, has other parts than those in use."
     for key, names in _PARTS.items():
         part = tree.get(key)
         if part is None and key != "model": continue
         parts = _simple_parts(part) if key != "model" else [part]
-        if len(parts) > _MOST["parts"]: raise VQGenError(f"{key} has {len(parts):,} parts")
+        if len(parts) > _MOST["parts"]: raise ValueError(f"{key} has {len(parts):,} parts")
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else ""
             if kind is None and key == "model": kind = "BPE"      # as old files have it
             if not isinstance(kind, str) or kind not in names.split():
-                raise VQGenError(f"{key} of an unknown kind")
+                raise ValueError(f"{key} of an unknown kind")
             if kind in ("Replace", "Prepend", "Split"): _check_pattern(part)
     model = tree["model"]
     for name, most, items in (("vocab", _MOST["vocab"], model.get("vocab")),
                               ("merges", _MOST["merges"], model.get("merges", [])),
                               ("added_tokens", _MOST["added_tokens"], tree.get("added_tokens", []))):
-        if not isinstance(items, (dict, list)) or len(items) > most: raise VQGenError(f"{name}: unfit size")
+        if not isinstance(items, (dict, list)) or len(items) > most: raise ValueError(f"{name}: unfit size")
     ids = [*model["vocab"].values()] if isinstance(model["vocab"], dict) else []
-    if len({*map(str, ids)}) < len(ids): raise VQGenError("two tokens have one number")
+    if len({*map(str, ids)}) < len(ids): raise ValueError("two tokens have one number")
     ids += [token.get("id") if isinstance(token, dict) else None for token in tree.get("added_tokens", [])]
     if not all(type(number) is int and 0 <= number < 2 * _MOST["vocab"] for number in ids):
-        raise VQGenError("the number of a token is none")
-    if model.get("dropout"): raise VQGenError("tokens depend on chance")
+        raise ValueError("the number of a token is none")
+    if model.get("dropout"): raise ValueError("tokens depend on chance")
 
 # %% ../../nbs/30_priors.text.ipynb #30b00020
 def _simple_parts(part, depth=0):
@@ -270,18 +270,18 @@ def _simple_parts(part, depth=0):
     if not isinstance(part, dict) or part.get("type") != "Sequence" or depth > 2: return [part]
     lists = ("normalizers", "pretokenizers", "processors", "decoders")
     inner = next((part[key] for key in lists if key in part), None)
-    if not isinstance(inner, list) or len(inner) > _MOST["parts"]: raise VQGenError("an unfit sequence")
+    if not isinstance(inner, list) or len(inner) > _MOST["parts"]: raise ValueError("an unfit sequence")
     return sum((_simple_parts(other, depth + 1) for other in inner), [])
 
 def _check_pattern(part):
-    "Raise `VQGenError` where the `part` of a tokenizer makes text longer, or looks for a huge pattern."
+    "Raise `ValueError` where the `part` of a tokenizer makes text longer, or looks for a huge pattern."
     pattern, content = part.get("pattern") or {}, part.get("content", part.get("prepend", ""))
     text = next(iter(pattern.values()), "") if isinstance(pattern, dict) else None
     if not isinstance(text, str) or not isinstance(content, str) or len(text) > 1000:
-        raise VQGenError("a pattern of an unknown kind")
+        raise ValueError("a pattern of an unknown kind")
     longest = len(text) if "String" in pattern else 1
     if len(content) > (max(1, longest) if "pattern" in part else 8):
-        raise VQGenError("a normalizer that makes text longer")
+        raise ValueError("a normalizer that makes text longer")
 
 # %% ../../nbs/30_priors.text.ipynb #30b00030
 def load_tokenizer(folder):
@@ -300,7 +300,7 @@ def load_tokenizer(folder):
         text = json.dumps({**tree, "truncation": None, "padding": None})
         tokenizer = _restored(Tokenizer.from_str(text), facts)
         null = tokenizer("")["input_ids"]
-        if len(null) < 2 or max(null) >= len(tokenizer): raise VQGenError("captions are not enclosed")
+        if len(null) < 2 or max(null) >= len(tokenizer): raise ValueError("captions are not enclosed")
         tokenizer.decode(tokenizer("a green hat")["input_ids"], skip_special_tokens=True)
     except (KeyboardInterrupt, SystemExit, GeneratorExit): raise
     except BaseException as fault:   # the library panics, too, and a panic is no Exception
@@ -314,10 +314,10 @@ def _restored(backend, facts):
     special = {role: token.get("content") if isinstance(token, dict) else token
                for role, token in facts.items() if role in _ROLES and token is not None}
     length = facts.get("model_max_length")
-    if type(length) is not int or not 2 <= length <= 2 ** 20: raise VQGenError("model_max_length is unfit")
+    if type(length) is not int or not 2 <= length <= 2 ** 20: raise ValueError("model_max_length is unfit")
     if not all(isinstance(token, str) and 0 < len(token) < 100 for token in special.values()):
-        raise VQGenError("a special token is no short text")
-    if backend.token_to_id(special.get("pad_token", "")) is None: raise VQGenError("no token for padding")
+        raise ValueError("a special token is no short text")
+    if backend.token_to_id(special.get("pad_token", "")) is None: raise ValueError("no token for padding")
     return CaptionTokenizer(backend, length, special, bool(facts.get("clean_up_tokenization_spaces")))
 
 _ROLES = tuple(f"{name}_token" for name in ("pad", "unk", "bos", "eos", "sep", "cls", "mask"))
@@ -337,12 +337,12 @@ def load_pretrained(load, name, kind):
         HfApi().model_info(name, timeout=10)   # says at once what transformers would try for a minute
         return load(name)
     except Exception as fault:   # network, login, name, format: each library below has its own exceptions
-        reason = f"{type(fault).__name__}: {(str(fault).strip().splitlines() or [''])[0][:200]}"
+        reason = f"{type(fault).__name__}: {(str(fault).strip().splitlines() or [''])[0][:50]}"
     if folder.is_dir():
         raise VQGenError(f"the folder {folder} holds no {kind} that transformers can read ({reason}): "
                          f"give another for text.{kind}")
-    raise VQGenError(f"text.{kind} {name!r} is no folder here, and could not be loaded from the Hugging Face "
-                     f"Hub ({reason}): check the name, the network, and for private models the login")
+    raise VQGenError(f"text.{kind} {name!r} is no folder here, and did not come from the Hugging Face Hub "
+                     f"({reason}): check the name, the network, and for private models the login")
 
 # %% ../../nbs/30_priors.text.ipynb #20a00004
 def pretrained_tokenizer(name, max_length):

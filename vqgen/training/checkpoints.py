@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from ..config import parse_section
@@ -62,13 +63,13 @@ def read_description(folder):
 
 # %% ../../nbs/73_training.checkpoints.ipynb #73b00010
 def check_header(path, model):
-    """Raise `VQGenError` where the weights in file `path` are not those of `model`, by names and shapes.
+    """Raise `ValueError` where the weights in file `path` are not those of `model`, by names and shapes.
 
     Only the header is read; `model` may be on the device "meta". Floats of another precision are allowed.
     """
     from safetensors import safe_open
     with open_file(path) as file: size = int.from_bytes(file.read(8), "little")
-    if size > _HEADER: raise VQGenError(f"a header of {size:,} bytes")
+    if size > _HEADER: raise ValueError(f"a header of {size:,} bytes")
     wanted = {name: (list(value.shape), _kind(value.dtype)) for name, value in model.state_dict().items()}
     with safe_open(path, "pt") as weights:
         slices = {name: weights.get_slice(name) for name in weights.keys()}
@@ -76,7 +77,7 @@ def check_header(path, model):
                  for name, part in slices.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            raise VQGenError(f"{name[:80]}: {_brief(found.get(name))}, not {_brief(wanted.get(name))}")
+            raise ValueError(f"{name[:80]}: {_brief(found.get(name))}, not {_brief(wanted.get(name))}")
 
 _HEADER = 2 ** 23   # bytes
 _FLOATS = dict.fromkeys(("F64", "F32", "F16", "BF16"), "float")
@@ -86,12 +87,23 @@ def _kind(dtype): return "float" if dtype.is_floating_point else {torch.int64: "
 def _brief(facts): return "missing" if facts is None else f"{facts[1]} {str(facts[0])[:60]}"
 
 def check_weights(weights):
-    "Raise `VQGenError` where one of `weights`, a dict of tensors, holds NaN or infinity, or all are zero."
+    "Raise `ValueError` where one of `weights`, a dict of tensors, holds NaN or infinity, or all are zero."
     for name, value in weights.items():
-        if not value.isfinite().all(): raise VQGenError(f"{name} holds NaN or infinity")
-    if not any(value.any() for value in weights.values()): raise VQGenError("all weights are zero")
+        if not value.isfinite().all(): raise ValueError(f"{name} holds NaN or infinity")
+    if not any(value.any() for value in weights.values()): raise ValueError("all weights are zero")
 
 # %% ../../nbs/73_training.checkpoints.ipynb #73b00020
+class OnlyShapes(TorchFunctionMode):
+    "Inside the `with` block tensors keep their shapes but get no values: the device \"meta\" has none."
+    def __torch_function__(self, call, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if call is torch.randn: return torch.empty(*args, **kwargs)
+        unneeded = call in _VALUES or getattr(call, "__module__", "") == "torch.nn.init"
+        if not unneeded: return call(*args, **kwargs)
+        return args[0] if args else kwargs["tensor"]
+
+_VALUES = {getattr(torch.Tensor, name) for name in ("mul", "mul_", "__rmul__", "__imul__", "argsort")}
+
 def load_model(folder, cls):
     """The `cls` saved in `folder`, for evaluation; raises `VQGenError` where that is missing or damaged.
 
@@ -106,7 +118,7 @@ def load_model(folder, cls):
     try:
         hints = _constructor(cls)
         parts = {name: parse_section(hint, description[name], name) for name, hint in hints.items()}
-        with torch.device("meta"): check_header(path, cls(**parts))
+        with torch.device("meta"), OnlyShapes(): check_header(path, cls(**parts))
         model, weights = cls(**parts), load_file(path)
         check_weights(weights)
         model.load_state_dict(weights)
@@ -199,40 +211,40 @@ def load_state(checkpoint):
             state = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
             _check_state(state, (checkpoint / "training.pt").stat().st_size)
             return state
-    except VQGenError as fault: damage = f"training.pt {fault}"
+    except ValueError as fault: damage = f"training.pt {fault}"[:100]
     except Exception as fault: damage = f"training.pt: {type(fault).__name__}"   # torch has many types for it
-    raise VQGenError(f"checkpoint {checkpoint} is damaged ({damage})")
+    raise VQGenError(f"checkpoint {checkpoint} is damaged ({damage}): restore it")
 
 # %% ../../nbs/73_training.checkpoints.ipynb #73b00030
 def _check_archive(path):
-    "Raise `VQGenError` where the file `path` is not an archive whose parts are as large as they seem."
+    "Raise `ValueError` where the file `path` is not an archive whose parts are as large as they seem."
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
-            if part.compress_type != zipfile.ZIP_STORED: raise VQGenError("holds a compressed part")
+            if part.compress_type != zipfile.ZIP_STORED: raise ValueError("holds a compressed part")
         if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
-            raise VQGenError("holds parts that overlap")
+            raise ValueError("holds parts that overlap")
 
 def _check_state(state, size, most=5_000_000):
-    "Raise `VQGenError` where `state`, read from a file of `size` bytes, is no state of a training."
+    "Raise `ValueError` where `state`, read from a file of `size` bytes, is no state of a training."
     numbers = (int, float)
     if not isinstance(state, dict) or {"step", "settings", "history"} - state.keys():
-        raise VQGenError("lacks a part")
+        raise ValueError("lacks a part")
     step, history = state["step"], state["history"]
     if type(step) is not int or step < 0 or not isinstance(state["settings"], dict):
-        raise VQGenError("holds a part of a wrong type")
+        raise ValueError("holds a part of a wrong type")
     if not isinstance(history, list):
-        raise VQGenError("holds a part of a wrong type")
+        raise ValueError("holds a part of a wrong type")
     for record in history:
         if not isinstance(record, dict) or not isinstance(record.get("step"), numbers):
-            raise VQGenError("holds a history of another kind")
+            raise ValueError("holds a history of another kind")
     left, seen = [state], 0
     while left:   # a list may hold itself, or the same list twice, a hundred times over
         value, seen = left.pop(), seen + 1
-        if seen > most: raise VQGenError("holds far too many parts")
+        if seen > most: raise ValueError("holds far too many parts")
         if isinstance(value, dict): left.extend(value.values())
         elif isinstance(value, (list, tuple)): left.extend(value)
         elif isinstance(value, torch.Tensor) and value.numel() * value.element_size() > size:
-            raise VQGenError("holds a tensor larger than the file")
+            raise ValueError("holds a tensor larger than the file")
 
 # %% ../../nbs/73_training.checkpoints.ipynb #73b00040
 def newest_state(folder):
@@ -245,9 +257,7 @@ def newest_state(folder):
         try: state = load_state(checkpoint)
         except VQGenError as fault: faults.append(str(fault))
         else: return state, "; ".join([*faults, f"using {checkpoint}"]) if faults else ""
-    if faults:
-        way_out = "restore one, or start over"
-        raise VQGenError(f"{faults[0]}, and no older one is whole; {way_out}")
+    if faults: raise VQGenError(f"{faults[0]}, or start over; no older one is whole")
     return None, ""
 
 # %% ../../nbs/73_training.checkpoints.ipynb #b409d133

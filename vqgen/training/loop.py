@@ -130,15 +130,20 @@ class TrainState:
         self.model.eval()
 
 # %% ../../nbs/70_training.loop.ipynb #70000016
-def new_state(model, loss, config, special_rates, accelerator):
-    "A `TrainState` at step 0, as `config` (a `TrainConfig`) asks, on the device of `accelerator`."
+def new_state(model, loss, config, special_rates, accelerator, data=None):
+    """A `TrainState` at step 0, as `config` (a `TrainConfig`) asks, on the device of `accelerator`.
+
+    `data` is remembered where it is a stream, which has a state of its own.
+    """
     optimizer = make_optimizer(model, config, special_rates)
     courses = [(0, config.steps)]
     def factor(step): return learning_rate_factor(step, config.warmup_steps, courses)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     average = EMA(model, config.ema_decay).to(accelerator.device)
     objective, optimizer = accelerator.prepare(Objective(model, loss).train(), optimizer)
-    return TrainState(objective, model, average, optimizer, schedule, courses, accelerator.scaler)
+    reader = data if hasattr(data, "load_state_dict") else None
+    return TrainState(objective, model, average, optimizer, schedule, courses, accelerator.scaler,
+                      reader=reader)
 
 # %% ../../nbs/70_training.loop.ipynb #70000008
 class Meter:
@@ -319,8 +324,7 @@ def train(model, data, config, folder, *, validation=None, loss=model_loss, seed
     call, where another training holds `folder`, when a loss is not finite, and where a process dies."""
     check_keep_best(config, validation)
     accelerator = start_accelerator(config, tracking, folder)
-    state = new_state(model, loss, config, special_rates, accelerator)
-    state.reader = data if hasattr(data, "load_state_dict") else None
+    state = new_state(model, loss, config, special_rates, accelerator, data)
     meter = Meter(accelerator)
     settings, defaults = all_settings(config, model, seed)
     run = RunFolder(folder, stage, settings, facts, accelerator.is_main_process, defaults)

@@ -39,7 +39,8 @@ def check_codes(codes, size):
     Values are checked on a CPU only: on a GPU the host would have to wait for them.
     """
     if codes.ndim != 3 or codes.dtype not in (torch.int64, torch.int32):
-        raise VQGenError(f"expected codes (B, h, w), int64 or int32, got {tuple(codes.shape)}, {codes.dtype}")
+        raise VQGenError("codes must be (B, h, w), int64 or int32, not "
+                         f"{tuple(codes.shape)}, {codes.dtype}")
     if codes.device.type == "cpu" and ((codes < 0) | (codes >= size)).any():
         raise VQGenError(f"expected codes from 0 to {size - 1}, got {codes.min()} to {codes.max()}: "
                          "decode them by the VQ-VAE that made them (-1 means not yet decided)")
