@@ -8,7 +8,8 @@ from paths import ROOT
 from vqgen import _MODULES
 
 FLOORS = [{"errors", "files", "config", "placement", "cpu"}, {"data", "vqvae", "viz"}, {"training"},
-          {"priors", "evaluation"}, {"pipeline", "hub"}, {"experiment"}, {"cli", "__init__", "__main__"}]
+          {"priors", "evaluation"}, {"pipeline", "hub"}, {"experiment", "pictures"},
+          {"cli", "__init__", "__main__"}]
 ROOMS = {}
 for number, rooms in enumerate(FLOORS): ROOMS |= dict.fromkeys(rooms, number)
 PACKAGE = ROOT / "vqgen"

@@ -112,6 +112,27 @@ def test_wandb_is_told_gates_and_captioned_drawings_of_each_stage(run):
         assert last[f"{stage}/samples/captions"][0].startswith("a ")
 
 
+def test_wandb_is_told_what_is_drawn_and_captioned(tmp_path, monkeypatch):
+    "By the commands: pictures with captions, seed and milliseconds, each time in a run of its own."
+    monkeypatch.chdir(tmp_path)
+    offline = ["--run", "avatars-hour", "--tracking.mode", "offline", "--tracking.project", "tests"]
+    for words in (["generate", "a red hat", "green hair", "--num-images", 2, "--seed", 5, "--out", "x.png"],
+                  ["caption", "x.png", "--seed", 6]):
+        done = vqgen(*words, *offline)
+        assert done.returncode == 0, done.stderr
+    drawn, said = records(tmp_path / "samples/avatars-hour")
+    assert len(set(run_ids([drawn, said]))) == 2
+    [line] = history(drawn).values()
+    assert line["generate/seed"] == 5 and line["generate/milliseconds"] > 0
+    assert line["generate/pictures/captions"] == ["a red hat"] * 2 + ["green hair"] * 2
+    files = next((tmp_path / "samples/avatars-hour").glob("wandb/offline-run-*/files"))
+    assert all((files / name).is_file() for name in line["generate/pictures/filenames"])
+    assert config_of(drawn)["prior"] == "BiHemisphericBrain" and config_of(drawn)["run"] == "avatars-hour"
+    [line] = history(said).values()
+    assert line["caption/seed"] == 6 and line["caption/milliseconds"] > 0
+    assert line["caption/pictures/captions"][0].startswith("a person")
+
+
 def test_a_resumed_training_continues_the_same_run(own_caches, tmp_path):
     fit = FITS["vqvae"]
     refusal(fit, tmp_path, lambda data: Stopping(data, 5), tracking=OFFLINE)

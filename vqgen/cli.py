@@ -4,24 +4,24 @@
 
 # %% auto #0
 __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOption', 'FreshOption', 'SeedOption', 'ModelArgument',
-           'PriorOption', 'StageOption', 'NewRunOption', 'OriginOption', 'DemoRunOption', 'CaptionsArgument',
-           'CountOption', 'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption',
-           'GuidanceOption', 'OutOption', 'OverwriteOption', 'SingleOption', 'FORMATS', 'PicturesArgument',
-           'WordTemperatureOption', 'WordTopPOption', 'PictureArgument', 'CaptionArgument', 'MaskOption',
-           'RepoArgument', 'RunArgument', 'PrivateOption', 'SheetOption', 'FIGURES', 'HeldOutOption', 'PublishedOption',
-           'hyphenated', 'option', 'model_names', 'check_model', 'parse_overrides', 'in_options', 'train', 'demo',
-           'all_captions', 'sample_path', 'check_out', 'check_captions', 'save_picture', 'numbered', 'generate',
-           'caption', 'open_picture', 'inpaint', 'reconstruct', 'push', 'data', 'show_config', 'print_figures',
-           'evaluate', 'main']
+           'PriorOption', 'StageOption', 'NewRunOption', 'OriginOption', 'CaptionsArgument', 'CountOption',
+           'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'GuidanceOption',
+           'OutOption', 'OverwriteOption', 'SingleOption', 'FilmOption', 'TrackingOption', 'TrackerOption',
+           'ProjectOption', 'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption', 'PictureArgument',
+           'CaptionArgument', 'MaskOption', 'FIGURES', 'HeldOutOption', 'PublishedOption', 'SheetOption',
+           'DemoRunOption', 'RunArgument', 'RepoArgument', 'PrivateOption', 'hyphenated', 'option', 'example',
+           'model_names', 'check_model', 'parse_overrides', 'in_options', 'train', 'all_captions', 'track', 'draw',
+           'save_drawings', 'generate', 'caption', 'inpaint', 'reconstruct', 'print_figures', 'evaluate', 'data',
+           'demo', 'show_config', 'push', 'main']
 
 # %% ../nbs/87_cli.ipynb #7ac95e75
 import contextlib
 import difflib
-import hashlib
 import itertools
 import os
-import re
 import sys
+import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -29,6 +29,7 @@ import typer
 
 from vqgen.config import (
     PRIOR_SECTIONS,
+    TrackingConfig,
     config_model,
     dump_config,
     load_config,
@@ -49,6 +50,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def option(text, *names): return typer.Option(*names, help=text)
+
+def example(line): return f"\b\nExample: vqgen {line}"   # the last line of a help, not to be wrapped
 
 RUN = Path("runs/demo")
 ConfigArgument = Annotated[str, typer.Argument(help="A preset, or the path of a YAML file.")]
@@ -93,7 +96,7 @@ def parse_overrides(arguments, model=None):
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--"):
-            raise VQGenError(f"unexpected {argument!r}: options have the form --section.key value")
+            raise VQGenError(f"unexpected {argument!r}: write options as --section.key value")
         key, equals, value = argument[2:].partition("=")
         _check_key(key)
         if not equals and not rest: raise VQGenError(f"--{key} needs a value")
@@ -122,17 +125,17 @@ def in_options():
              "leave out stage": "leave out --stage", "without init_from": "without --init-from"}
     try: yield
     except KeyboardInterrupt:
-        raise VQGenError("stopped before the training began; starting it again begins anew") from None
+        raise VQGenError("stopped before the training began: start it again, nothing is lost") from None
     except VQGenError as error:
         message = str(error)
         for word, named in words.items(): message = message.replace(word, named)
         raise VQGenError(message) from None
 
-@app.command(context_settings=OVERRIDES)
+@app.command(context_settings=OVERRIDES, epilog=example("train vqvae --config avatars --train.steps 500"))
 def train(context: typer.Context, model: ModelArgument, config: ConfigOption = "avatars",
           run: NewRunOption = None, fresh: FreshOption = False, stage: StageOption = None,
           init_from: OriginOption = None):
-    "Train one model; any key of the config can follow as --section.key value (--train.batch_size 8)."
+    "Train one model. Any key of the config can follow as --section.key value (--train.batch_size 8)."
     with in_options():
         settings = load_config(config, parse_overrides(context.args, check_model(model)))
         _check_stage(model, stage)
@@ -140,17 +143,6 @@ def train(context: typer.Context, model: ModelArgument, config: ConfigOption = "
         run = run or Path("runs") / settings.name
         train_model(model, settings, run, fresh, stage, init_from)
         print(f"saved in {run / model}")
-
-# %% ../nbs/87_cli.ipynb #8dbeb018
-DemoRunOption = Annotated[Optional[Path], option("The run folder; runs/demo by default.")]
-
-@app.command(context_settings=OVERRIDES)
-def demo(context: typer.Context, config: ConfigOption = "avatars", run: DemoRunOption = None,
-         fresh: FreshOption = False):
-    "The whole road on built-in data: train the VQ-VAE, then CFTN v2, then draw; ends with a gallery."
-    from vqgen import experiment
-    run = run or Path("runs") / ("demo" if config == "avatars" else f"demo-{Path(config).stem}")
-    experiment.demo(load_config(config, parse_overrides(context.args)), run, fresh)
 
 # %% ../nbs/87_cli.ipynb #53000002
 CaptionsArgument = Annotated[Optional[list[str]], typer.Argument(help="One caption or several.")]
@@ -176,74 +168,74 @@ OutOption = Annotated[
     Optional[Path], option("A .png, .jpg or .webp file; by default a new one in <run>/samples.")]
 OverwriteOption = Annotated[bool, option("Let --out replace a file that is there.", "--overwrite")]
 SingleOption = Annotated[bool, option("One file for each picture, or one for all.", "--single/--grid")]
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FilmOption = Annotated[Optional[Path], option("Show the rounds, too: a .gif, .webp or .png that moves.")]
 
 # %% ../nbs/87_cli.ipynb #87c10004
-def sample_path(run, caption, seed, options):
-    """A new file for a picture of `caption`, whose name says it, the `seed` and a hash of all `options`.
+TrackingOption = Annotated[str, option("Log to a tracker too: offline or online.", "--tracking.mode")]
+TrackerOption = Annotated[str, option("Which: wandb, tensorboard or another.", "--tracking.tracker")]
+ProjectOption = Annotated[str, option("Its project there.", "--tracking.project")]
 
-    In `<run>/samples`, or in samples/<run> for a run of the package or the Hub.
+def track(tracking, run, kind, images, captions, facts):
+    "Log `images` with `captions` and `facts`, a dict, as `tracking`, a `TrackingConfig`, says."
+    if tracking.mode == "off": return
+    from vqgen.pictures import samples_folder
+    from vqgen.training.tracking import track_generation
+    track_generation(tracking, samples_folder(run), kind, images, captions, {"run": str(run), **facts})
+
+def draw(pipeline, captions, seed, options):
+    """`(images, rounds, milliseconds)`: what `pipeline` draws for `captions`, one image for each.
+
+    `rounds` are its codes after each round; `milliseconds` are for one image.
     """
-    folder = run / "samples" if (run / "vqvae").is_dir() else Path("samples") / run
-    words = "-".join(re.findall(r"\w+", caption))[:40] or "empty"
-    stem = f"{words}-s{seed}-{hashlib.sha256(repr((caption, options)).encode()).hexdigest()[:6]}"
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(path for path in (folder / f"{name}.png" for name in names) if not path.exists())
+    rounds, start = [], time.perf_counter()
+    images = pipeline.images(captions, seed, callback=lambda step, codes: rounds.append(codes), **options)
+    return images, rounds, 1000 * (time.perf_counter() - start) / len(images)
 
-def check_out(out, overwrite=False):
-    "Raise `VQGenError` unless a picture can be written to file `out`, which may be None."
-    if out is None: return
-    if out.suffix.lower() not in FORMATS:
-        raise VQGenError(f"{out}: end the name with one of {', '.join(FORMATS)}")
-    if out.is_dir(): raise VQGenError(f"{out} is a folder: name a file in it")
-    if out.exists() and not overwrite:
-        raise VQGenError(f"{out} is there already: name another file, or say --overwrite")
+def save_drawings(images, captions, seed, facts, folder, out=None, columns=0):
+    """Save `images` as one picture in rows of `columns`, or, where that is 0, each by itself.
 
-def check_captions(captions):
-    "Raise `VQGenError` for a caption that is no text: with half a character, as broken files have it."
-    for caption in captions:
-        try: caption.encode()
-        except UnicodeEncodeError:
-            text = ascii(caption)[:100]
-            raise VQGenError(f"caption {text} holds half a character: write it anew") from None
-
-def save_picture(picture, path):
-    "Write a PIL picture in the format that the name of `path` asks for, and say where it is."
-    from vqgen.files import write_atomically
-    form = FORMATS[path.suffix.lower()]
-    write_atomically(path, lambda temporary: picture.save(temporary, format=form))
-    print(f"saved {path}")
-
-def numbered(out, number):
-    "`out` with `-<number>` before its suffix; None stays None."
-    return out and out.with_name(f"{out.stem}-{number}{out.suffix}")
+    To `out`, where it is given, else to new files in `folder`, named after `captions`, `seed` and `facts`.
+    """
+    from vqgen.pictures import grid_picture, new_name, numbered, save_picture
+    from vqgen.viz import to_pil
+    pictures = [grid_picture(images, columns)] if columns else list(map(to_pil, images))
+    for i, picture in enumerate(pictures):
+        path = out if columns else numbered(out, i)
+        path = path or new_name(folder, captions[i], seed + i, facts)
+        save_picture(picture, path)
+        print(f"saved {path}")
 
 # %% ../nbs/87_cli.ipynb #87c10005
-@app.command()
+@app.command(epilog=example("generate 'a person with green hair' --run avatars-hour"))
 def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: PriorOption = None,
              num_images: CountOption = 4, seed: SeedOption = 0, steps: StepsOption = None,
              temperature: TemperatureOption = None, top_k: TopKOption = None, top_p: TopPOption = None,
              guidance_scale: GuidanceOption = None, out: OutOption = None,
-             overwrite: OverwriteOption = False, single: SingleOption = False,
-             prompt: PromptOption = None):
+             overwrite: OverwriteOption = False, single: SingleOption = False, film: FilmOption = None,
+             prompt: PromptOption = None, mode: TrackingOption = "off", tracker: TrackerOption = "wandb",
+             project: ProjectOption = "vqgen"):
     "Draw pictures of captions, a row for each. What is not said is as the prior has it by default."
     captions = all_captions(captions, prompt)
     if num_images < 1: raise VQGenError(f"--num-images must be at least 1, not {num_images}")
-    check_captions(captions)
-    outs = [numbered(out, i) for i in range(len(captions) * num_images)] if single else [out]
-    for path in outs: check_out(path, overwrite)
+    repeated = list(itertools.chain.from_iterable([caption] * num_images for caption in captions))
+    tracking = TrackingConfig(mode=mode, tracker=tracker, project=project)
+    from vqgen.pictures import FILMS, check_out, numbered, samples_folder, save_film
+    for path in [numbered(out, i) for i in range(len(repeated))] if single else [out]:
+        check_out(path, overwrite)
+    check_out(film, overwrite, FILMS)
     from vqgen.pipeline import Pipeline
-    from vqgen.viz import image_grid, to_pil
     asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
              "guidance_scale": guidance_scale}
     options = {name: value for name, value in asked.items() if value is not None}
-    repeated = [caption for caption in captions for _ in range(num_images)]
-    images = Pipeline.from_pretrained(run, prior).images(repeated, seed, **options)
-    facts = (captions, num_images, prior, single, options)
-    drawn = list(map(to_pil, images)) if single else [
-        image_grid(images, columns=num_images, scale=max(1, 128 // images.shape[-1]))]
-    for i, (picture, path) in enumerate(zip(drawn, outs)):
-        save_picture(picture, path or sample_path(run, repeated[i], seed + i, facts))
+    pipeline = Pipeline.from_pretrained(run, prior)
+    images, rounds, milliseconds = draw(pipeline, repeated, seed, options)
+    facts, columns = (captions, num_images, prior, single, options), 0 if single else num_images
+    save_drawings(images, repeated, seed, facts, samples_folder(run), out, columns)
+    if film:
+        save_film(pipeline.vqvae, rounds, film, num_images)
+        print(f"saved {film}")
+    track(tracking, run, "generate", images, repeated,
+          {"seed": seed, "milliseconds": milliseconds, "prior": type(pipeline.prior).__name__, **options})
 
 # %% ../nbs/87_cli.ipynb #42000001
 PicturesArgument = Annotated[list[Path], typer.Argument(help="One picture file or several.")]
@@ -251,89 +243,61 @@ WordTemperatureOption = Annotated[float, option("0 takes the likeliest word each
 WordTopPOption = Annotated[
     float, option("Draw from the likeliest words that have this probability together.")]
 
-@app.command()
+@app.command(epilog=example("caption face.png --run avatars-hour"))
 def caption(pictures: PicturesArgument, run: RunOption = RUN, temperature: WordTemperatureOption = 0.0,
-            top_p: WordTopPOption = 1.0, seed: SeedOption = 0):
-    "Say what is in pictures, one line each, with the cftn-v2 of a trained run."
+            top_p: WordTopPOption = 1.0, seed: SeedOption = 0, mode: TrackingOption = "off",
+            tracker: TrackerOption = "wandb", project: ProjectOption = "vqgen"):
+    "Say what is in pictures. One line each, by the cftn-v2 of a trained run."
     import torch
 
     from vqgen.data.datasets import read_picture
-    from vqgen.pipeline import Pipeline
+    from vqgen.pipeline import Pipeline, image_side
+    tracking = TrackingConfig(mode=mode, tracker=tracker, project=project)
     pipeline = Pipeline.from_pretrained(run, "cftn-v2")
-    side = pipeline.prior.shape.grid_size * pipeline.vqvae.config.downsample
-    images = torch.stack([read_picture(path, side) for path in pictures])
+    images = torch.stack([read_picture(path, image_side(pipeline)) for path in pictures])
+    start = time.perf_counter()
     captions = pipeline.caption(images, seed, temperature=temperature, top_p=top_p)
+    milliseconds = 1000 * (time.perf_counter() - start) / len(images)
     for path, words in zip(pictures, captions): print(f"{path}: {words}")
+    track(tracking, run, "caption", images, captions,
+          {"seed": seed, "milliseconds": milliseconds, "temperature": temperature, "top_p": top_p})
 
 # %% ../nbs/87_cli.ipynb #87c10002
 PictureArgument = Annotated[Path, typer.Argument(help="A picture file.")]
-CaptionArgument = Annotated[str, typer.Argument(help="What the picture shall show.")]
+CaptionArgument = Annotated[str, typer.Argument(help="What the whole picture shall show.")]
 MaskOption = Annotated[Path, option("A picture file: what is white in it is painted anew.")]
-RepoArgument = Annotated[str, typer.Argument(help="Where to on the Hub: owner/name.")]
-RunArgument = Annotated[str, typer.Argument(help="The run folder, or avatars-hour.")]
-PrivateOption = Annotated[bool, option("Show the model to nobody else.", "--private")]
-
-def open_picture(path):
-    "The picture in file `path`, RGB; raises `VQGenError` where there is none."
-    from PIL import Image
-    try: return Image.open(path).convert("RGB")
-    except IsADirectoryError: raise VQGenError(f"{path} is a folder: name a picture file in it") from None
-    except FileNotFoundError: raise VQGenError(f"no file {path}: name a picture file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise VQGenError(f"{path} is no picture that can be read: save it as PNG") from None
 
 # %% ../nbs/87_cli.ipynb #87c10006
-@app.command()
+@app.command(epilog=example("inpaint face.png 'a red hat' --mask top.png --run avatars-hour"))
 def inpaint(picture: PictureArgument, caption: CaptionArgument, mask: MaskOption, run: RunOption = RUN,
-            prior: PriorOption = None, seed: SeedOption = 0, out: OutOption = None,
-            overwrite: OverwriteOption = False):
-    "Paint a part anew: vqgen inpaint face.png 'a person with a red hat' --mask hat.png"
-    check_captions([caption])
+            prior: PriorOption = None, num_images: CountOption = 4, seed: SeedOption = 0,
+            out: OutOption = None, overwrite: OverwriteOption = False):
+    "Paint a part of a picture anew. As a caption says, several times; in one row."
+    from vqgen.data.datasets import load_picture
+    from vqgen.pictures import check_out, samples_folder
+    from vqgen.pipeline import Pipeline, to_images
     check_out(out, overwrite)
-    image, where = open_picture(picture), open_picture(mask)
-    from vqgen.pipeline import Pipeline
-    [painted] = Pipeline.from_pretrained(run, prior).inpaint(image, where.convert("L"), caption, seed=seed)
-    save_picture(painted, out or sample_path(run, caption, seed, (str(picture), str(mask), prior)))
+    image, where = load_picture(picture), load_picture(mask)
+    pipeline = Pipeline.from_pretrained(run, prior)
+    painted = pipeline.inpaint(image, where, caption, seed=seed, num_images=num_images)
+    facts = (str(picture), str(mask), prior, num_images)
+    save_drawings(to_images(pipeline, painted), [caption], seed, facts, samples_folder(run), out, num_images)
 
-@app.command()
+@app.command(epilog=example("reconstruct face.png --run avatars-hour"))
 def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption = None,
                 overwrite: OverwriteOption = False):
-    "Pictures from their own codes, the copies alone, in a row: vqgen reconstruct face.png"
+    "Show what codes keep of pictures. Above the pictures, below each its copy from the codes of the VQ-VAE."
+    import torch
+
+    from vqgen.data.datasets import read_picture
+    from vqgen.pictures import check_out, samples_folder
+    from vqgen.pipeline import Pipeline, image_side
     check_out(out, overwrite)
-    images = [open_picture(path) for path in pictures]
-    from vqgen.pipeline import Pipeline
-    copies = Pipeline.from_pretrained(run).reconstruct(images)
-    from PIL import Image
-    row = Image.new("RGB", (sum(copy.width for copy in copies), copies[0].height))
-    for i, copy in enumerate(copies): row.paste(copy, (i * copy.width, 0))
-    save_picture(row, out or sample_path(run, pictures[0].stem, 0, ("copies", *map(str, pictures))))
-
-@app.command()
-def push(run: RunArgument, repo_id: RepoArgument, private: PrivateOption = False):
-    "Share a run on the Hugging Face Hub: vqgen push runs/demo me/faces --private"
-    from vqgen.pipeline import Pipeline
-    Pipeline.from_pretrained(run).push_to_hub(repo_id, private=private)
-    print(f"pushed {run} to {repo_id}")
-
-# %% ../nbs/87_cli.ipynb #edb2003e
-SheetOption = Annotated[Optional[Path], option("A PNG file; runs/<name>/data.png by default.")]
-
-@app.command(context_settings=OVERRIDES)
-def data(context: typer.Context, config: ConfigOption = "avatars", out: SheetOption = None):
-    """Say what was read of a data set and what was left out, and draw a sheet of its captioned pictures.
-
-    Example: vqgen data --config avatars --data.source my_pictures
-    """
-    settings = load_config(config, parse_overrides(context.args))
-    from vqgen.data.report import contact_sheet, describe_data
-    print(describe_data(settings.data))
-    save_picture(contact_sheet(settings.data), out or Path("runs") / settings.name / "data.png")
-
-# %% ../nbs/87_cli.ipynb #d273ee0a
-@app.command(name="config", context_settings=OVERRIDES)
-def show_config(context: typer.Context, config: ConfigArgument = "avatars"):
-    "Print a config with every key written out."
-    print(dump_config(load_config(config, parse_overrides(context.args))), end="")
+    pipeline = Pipeline.from_pretrained(run)
+    originals = torch.stack([read_picture(path, image_side(pipeline)) for path in pictures])
+    images, names = torch.cat([originals, pipeline.reconstruct(originals)]), [pictures[0].stem]
+    facts = ("reconstruct", *map(str, pictures))
+    save_drawings(images, names, 0, facts, samples_folder(run), out, len(pictures))
 
 # %% ../nbs/87_cli.ipynb #42000011
 FIGURES = {   # what `experiment.measure` gives, in words
@@ -352,10 +316,10 @@ HeldOutOption = Annotated[int, option("Held-out captions to draw.")]
 PublishedOption = Annotated[
     bool, option("FID, KID and CLIP score as well: fetches their weights.", "--published")]
 
-@app.command()
+@app.command(epilog=example("evaluate --run avatars-hour --count 200"))
 def evaluate(run: RunOption = RUN, prior: PriorOption = None, count: HeldOutOption = 200,
              published: PublishedOption = False):
-    "Measure a trained run on held-out captions: PSNR, codebook, time, distances; of avatars also accuracy."
+    "Measure a run on held-out captions. PSNR, codebook, time, distances; of avatars also accuracy."
     if count < 2: raise VQGenError(f"--count must be at least 2, not {count}: sets of pictures are compared")
     from vqgen import experiment
     from vqgen.evaluation import distances
@@ -376,9 +340,53 @@ def evaluate(run: RunOption = RUN, prior: PriorOption = None, count: HeldOutOpti
         real, drawn = sets["held-out pictures"], sets["drawings"]
         print_figures(distances.fid_kid_clip(drawn, real, validation.captions))
 
+# %% ../nbs/87_cli.ipynb #edb2003e
+SheetOption = Annotated[Optional[Path], option("A PNG file; runs/<name>/data.png by default.")]
+
+@app.command(context_settings=OVERRIDES, epilog=example("data --config avatars --data.source my_pictures"))
+def data(context: typer.Context, config: ConfigOption = "avatars", out: SheetOption = None):
+    "Say what is in a data set. What was read, what was left out and why; with a sheet of its pictures."
+    settings = load_config(config, parse_overrides(context.args))
+    from vqgen.data.report import contact_sheet, describe_data
+    print(describe_data(settings.data))
+    from vqgen.pictures import save_picture
+    path = out or Path("runs") / settings.name / "data.png"
+    save_picture(contact_sheet(settings.data), path)
+    print(f"saved {path}")
+
+# %% ../nbs/87_cli.ipynb #8dbeb018
+DemoRunOption = Annotated[Optional[Path], option("The run folder; runs/demo by default.")]
+
+@app.command(context_settings=OVERRIDES, epilog=example("demo --config emoji"))
+def demo(context: typer.Context, config: ConfigOption = "avatars", run: DemoRunOption = None,
+         fresh: FreshOption = False):
+    "Train on built-in drawings, then draw. The whole road: VQ-VAE, CFTN v2, figures and a gallery."
+    from vqgen import experiment
+    run = run or Path("runs") / ("demo" if config == "avatars" else f"demo-{Path(config).stem}")
+    experiment.demo(load_config(config, parse_overrides(context.args)), run, fresh)
+
+# %% ../nbs/87_cli.ipynb #d273ee0a
+@app.command(name="config", context_settings=OVERRIDES, epilog=example("config avatars > mine.yaml"))
+def show_config(context: typer.Context, config: ConfigArgument = "avatars"):
+    "Print a config with every key written out."
+    print(dump_config(load_config(config, parse_overrides(context.args))), end="")
+
+# %% ../nbs/87_cli.ipynb #87c10007
+RunArgument = Annotated[str, typer.Argument(help="The run folder, or avatars-hour.")]
+RepoArgument = Annotated[str, typer.Argument(help="Where to on the Hub: owner/name.")]
+PrivateOption = Annotated[bool, option("Show the model to nobody else.", "--private")]
+
+@app.command(epilog=example("push runs/demo me/faces --private"))
+def push(run: RunArgument, repo_id: RepoArgument, prior: PriorOption = None, private: PrivateOption = False):
+    "Share a run on the Hugging Face Hub. With a model card."
+    from vqgen.pipeline import Pipeline
+    Pipeline.from_pretrained(run, prior).push_to_hub(repo_id, private=private)
+    print(f"pushed {run} to {repo_id}")
+
 # %% ../nbs/87_cli.ipynb #13775a76
 def main():
-    "The entry point: errors a user can mend end as one sentence, not as a stack trace."
+    "The entry point: errors a user can mend end as one sentence, not as a stack trace; so do warnings."
+    warnings.showwarning = lambda message, *_: print("warning:", message, file=sys.stderr)
     try:
         code = app(standalone_mode=False) if sys.argv[1:] else app()   # without arguments: the help
         if code != 130: sys.exit(code)                                 # which is what Ctrl-C leaves

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FILES', 'SCRAP', 'FREE_SETTINGS', 'BATCH_SETTINGS', 'save_model', 'sections', 'read_description',
-           'check_header', 'check_weights', 'load_model', 'new_checkpoint', 'save_state', 'checkpoints', 'last_step',
-           'has_begun', 'load_state', 'newest_state', 'prune_checkpoints', 'clear_scraps', 'check_settings',
-           'describe_changes', 'restore_state', 'RunFolder', 'best_checkpoint', 'settle_model', 'start_from']
+           'check_header', 'check_weights', 'OnlyShapes', 'load_model', 'new_checkpoint', 'save_state', 'checkpoints',
+           'last_step', 'has_begun', 'load_state', 'newest_state', 'prune_checkpoints', 'clear_scraps',
+           'check_settings', 'describe_changes', 'restore_state', 'RunFolder', 'best_checkpoint', 'settle_model',
+           'start_from']
 
 # %% ../../nbs/73_training.checkpoints.ipynb #f3cf470c
 import contextlib

@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['run_id', 'wandb_options', 'check_login', 'start_tracking', 'loggable', 'disable_tracking', 'tolerate_tracker_errors',
-           'log_metrics', 'stop_tracking', 'log_samples', 'Journal']
+           'log_metrics', 'stop_tracking', 'log_samples', 'Journal', 'generation_options', 'track_generation']
 
 # %% ../../nbs/75_training.tracking.ipynb #02b00004
 import contextlib
+import tempfile
 import uuid
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ..config import TrainConfig
 from ..errors import VQGenError
 from ..files import read_file, write_atomically
-from .devices import precision_of
+from .devices import precision_of, start_accelerator
 from ..viz import show_captioned, to_pil
 
 # %% ../../nbs/75_training.tracking.ipynb #02b00007
@@ -41,10 +44,11 @@ def check_login():
     if not wandb.login(prompt=False): raise VQGenError("no login found; log in with `wandb login`")
 
 # %% ../../nbs/75_training.tracking.ipynb #02b00011
-def start_tracking(accelerator, tracking, folder, stage, settings):
+def start_tracking(accelerator, tracking, run_options, settings):
     """Start the tracker that `tracking` (a `TrackingConfig`) asks for, in the main process.
 
-    It is told `settings`, a dict; what fails is told in a line.
+    It is told `settings`, a dict, and wandb which run that is: `run_options()` is a dict for `wandb.init`.
+    What fails is told in a line.
     """
     if tracking is None or tracking.mode == "off" or not accelerator.is_main_process: return
     name = tracking.tracker
@@ -53,7 +57,7 @@ def start_tracking(accelerator, tracking, folder, stage, settings):
         try:
             if not accelerator.log_with: raise VQGenError(f"it is not installed; pip install {name}")
             if name == "wandb" and mode == "online": check_login()
-            options = {"mode": mode, **wandb_options(folder, stage)} if name == "wandb" else {}
+            options = {"mode": mode, **run_options()} if name == "wandb" else {}
             return accelerator.init_trackers(tracking.project, loggable(settings), {name: options})
         except ImportError as fault: return disable_tracking(accelerator, name, fault)
         except Exception as fault: disable_tracking(accelerator, name, fault, otherwise)
@@ -66,7 +70,7 @@ def loggable(settings):
 def disable_tracking(accelerator, name, fault, otherwise="off"):
     "Go on without the tracker `name`, and say why in one line."
     detail = " ".join(str(fault).split())[:200]
-    consolation = "the training goes on, its metrics are in its folder"
+    consolation = "all else goes on, and is in its folder"
     tqdm.write(f"{name}: {detail}; so tracking is {otherwise} ({consolation})")
     accelerator.trackers = []
 
@@ -88,19 +92,19 @@ def stop_tracking(accelerator):
         for tracker in accelerator.trackers: tracker.finish()
 
 # %% ../../nbs/75_training.tracking.ipynb #02b00015
-def log_samples(accelerator, folder, stage, step, images, captions):
-    """Keep `images` (N, 3, H, W) in [-1, 1] with their captions in `<folder>/samples/<stage>-<step>.png`.
+def log_samples(accelerator, path, name, step, images, captions):
+    """Keep `images` (N, 3, H, W) in [-1, 1] of `step` with their captions in the PNG file `path`.
 
-    The trackers get them, too.
+    The trackers get them, too, as `name`.
     """
     images = images.cpu()
-    figure = show_captioned(images, captions, columns=4, title=f"{stage}, step {step}")
-    path = Path(folder) / "samples" / f"{stage}-{step:08d}.png"
+    title = f"{name.partition('/')[0]}, step {step}"
+    figure = show_captioned(images, captions, columns=4, title=title)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
     with tolerate_tracker_errors(accelerator):
         for tracker in accelerator.trackers:
-            if tracker.name == "wandb": _log_captioned(tracker, f"{stage}/samples", images, captions, step)
-            elif hasattr(tracker, "log_images"): _log_one_image(tracker, f"{stage}/samples", path, step)
+            if tracker.name == "wandb": _log_captioned(tracker, name, images, captions, step)
+            elif hasattr(tracker, "log_images"): _log_one_image(tracker, name, path, step)
 
 def _log_captioned(tracker, name, images, captions, step):
     "Send each of `images` with its caption."
@@ -136,7 +140,7 @@ class Journal:
                "desc": f"{self.stage} ({told['precision']}, {accelerator.device.type})"}
         if not accelerator.is_local_main_process: bar["disable"] = True   # else tqdm decides, or TQDM_DISABLE
         with tqdm(**bar) as self.progress:
-            start_tracking(accelerator, tracking, self.folder, self.stage, told)
+            start_tracking(accelerator, tracking, partial(wandb_options, self.folder, self.stage), told)
             yield self
             stop_tracking(accelerator)
 
@@ -149,4 +153,28 @@ class Journal:
 
     def show(self, step, images, captions):
         "Keep and send `images` (N, 3, H, W) in [-1, 1], made in `step`, with their captions."
-        log_samples(self.accelerator, self.folder, self.stage, step, images, captions)
+        path = Path(self.folder) / "samples" / f"{self.stage}-{step:08d}.png"
+        log_samples(self.accelerator, path, f"{self.stage}/samples", step, images, captions)
+
+# %% ../../nbs/75_training.tracking.ipynb #75000011
+def generation_options(folder, kind):
+    "What `wandb.init` is told of a `kind` of work, such as \"generate\", whose results are in `folder`."
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    group = folder.parent.name if folder.name == "samples" else folder.name
+    return {"dir": str(folder), "name": f"{group}/{kind}", "group": group, "job_type": kind}
+
+def track_generation(tracking, folder, kind, images, captions, facts):
+    """Send `images` (N, 3, H, W) in [-1, 1] and their `captions` to the tracker that `tracking` asks for.
+
+    `tracking` is a `TrackingConfig`; `kind`, such as "generate", names them. `facts`, a dict, says how they
+    were made, its numbers are shown as metrics. wandb keeps its files in `folder`.
+    """
+    if tracking.mode == "off": return
+    accelerator = start_accelerator(TrainConfig(precision="float32"), tracking, folder)
+    start_tracking(accelerator, tracking, partial(generation_options, folder, kind), facts)
+    numbers = {f"{kind}/{key}": value for key, value in facts.items() if isinstance(value, (int, float))}
+    log_metrics(accelerator, numbers, 0)
+    with tempfile.TemporaryDirectory() as sheets:
+        log_samples(accelerator, Path(sheets) / "sheet.png", f"{kind}/pictures", 0, images, captions)
+    stop_tracking(accelerator)
