@@ -15,6 +15,7 @@ from tiny import CONFIG, coded, refusal, splits
 from vqgen.config import section_key
 from vqgen.pipeline import Pipeline, find_run, load_run, mask_grid, seeded_generators
 from vqgen.priors.build import PRIORS, new_prior
+from vqgen.viz import show_captioned
 
 CAPTIONS = ["a person with red hair", "a person with a blue hat and glasses"]
 PICTURE = Image.linear_gradient("L")      # 256 x 256, black above, white below
@@ -263,3 +264,10 @@ def test_a_compiled_pipeline_draws_the_same(tmp_path):
         assert torch.allclose(pipe.images(CAPTIONS, seed=2), images, atol=1e-4)
         saved = Pipeline.from_pretrained(pipe.save_pretrained(tmp_path / name))
         assert torch.equal(saved.codes(CAPTIONS, seed=2), codes)
+
+
+@pytest.mark.parametrize("caption", ["\u7dd1\u306e\u9aea", "\U000f1234 hat", "\U0001f600"])
+def test_a_figure_with_captions_in_any_alphabet_warns_of_nothing(tmp_path, caption, recwarn):
+    figure = show_captioned(torch.zeros(1, 3, 8, 8), [caption], title=caption)
+    figure.savefig(tmp_path / "figure.png")
+    assert not [warning for warning in recwarn if "lyph" in str(warning.message)]

@@ -8,8 +8,10 @@ __all__ = ['to_pil', 'image_grid', 'code_map', 'paint', 'show_captioned', 'film_
 
 # %% ../nbs/83_viz.ipynb #ca5ffe67
 import colorsys
+import functools
 import io
 import textwrap
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -99,6 +101,34 @@ def _figure(width, height):
     figure._repr_png_ = png
     return figure
 
+# %% ../nbs/83_viz.ipynb #83000011
+_FONT = "DejaVu Sans"     # comes with matplotlib
+
+def _characters(path):
+    "The characters that the font in file `path` has, a set; none where it cannot be read."
+    from matplotlib.font_manager import get_font
+    with suppress(Exception): return set(map(chr, get_font(path).get_charmap()))   # of many faults
+    return set()
+
+@functools.cache
+def _font_with(characters):
+    "The name of a font on this machine that has all `characters`, a frozenset, or None."
+    from matplotlib.font_manager import fontManager
+    fonts = {font.fname: font.name for font in fontManager.ttflist if "Last Resort" not in font.name}
+    return next((name for path, name in fonts.items() if characters <= _characters(path)), None)
+
+@functools.cache
+def _known():
+    from matplotlib.font_manager import FontProperties, findfont
+    return _characters(findfont(FontProperties(family=_FONT)))
+
+def _in_fonts(text):
+    "`(names of fonts, text)` to draw `text` with: what no font here has becomes an empty box."
+    missing = frozenset(text) - _known()
+    if not missing: return [_FONT], text
+    other = _font_with(missing)
+    return ([_FONT, other], text) if other else ([_FONT], "".join("□" if c in missing else c for c in text))
+
 # %% ../nbs/83_viz.ipynb #2cc03531
 def _box(figure, left, top, width, height):
     "Axes at `left`, `top`, counted in pixels from the figure's top left corner."
@@ -119,8 +149,9 @@ def _write(figure, text, left, top, size=10, colour=_INK, **style):
     step = size * _DPI / 72
     for row, line in enumerate(text.splitlines()):
         bottom = top + step * (1 + 1.27 * row)
-        style |= {"fontsize": size, "color": colour, "parse_math": False}
-        figure.text(left / width, 1 - bottom / height, line, **style)
+        family, shown = _in_fonts(line)
+        style |= {"fontsize": size, "color": colour, "parse_math": False, "family": family}
+        figure.text(left / width, 1 - bottom / height, shown, **style)
 
 # %% ../nbs/83_viz.ipynb #13f4677d
 def _note_rows(images, captions, columns, side):
