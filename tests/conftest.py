@@ -1,4 +1,6 @@
 "Caches of their own for all tests: what they build must not depend on, or end in, the user's."
+import signal
+
 import pytest
 
 
@@ -9,6 +11,12 @@ def own_caches(tmp_path_factory):
         for name in ("VQGEN_CACHE", "TORCHINDUCTOR_CACHE_DIR"):
             patch.setenv(name, str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    "Ctrl-C means what it means in a terminal, also where the tests run in the background of a shell."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
