@@ -579,6 +579,7 @@ def test_crop_is_a_function_of_the_seed_and_leaves_places_alone():
     plain = data.batch(range(3))
     assert not torch.equal(first[:2], plain[:2]) and not torch.equal(first[:2], second[:2])
     assert torch.equal(first[2], plain[2]) and first.abs().max() <= 1
+    assert torch.equal(data.view([2], 1), plain[2:])                        # where none of a batch may be cut
     torch.manual_seed(0)
     assert torch.equal(torch.stack([item["images"] for item in data.__getitems__([0, 1, 2])]), first)
 

@@ -46,12 +46,12 @@ for line in json.loads(sys.argv[1]): app(line, prog_name="vqgen", standalone_mod
 
 
 def python(program, *arguments, cwd, **environment):
-    "What `program`, run by itself, prints; its caches of built data are in `cwd`."
+    "The lines that `program`, run by itself, prints; its caches of built data are in `cwd`."
     result = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], cwd=cwd, timeout=300,
                             capture_output=True, text=True, env=variables(cwd / "hf", **environment)
                             | {"VQGEN_CACHE": str(cwd / "built")})
     assert result.returncode == 0, result.stderr
-    return result.stdout
+    return result.stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def visit(root, tmp_path_factory):
     "A folder with a clone and with caches in which the set is, loaded from the Hub; what was read and asked."
     folder = tmp_path_factory.mktemp("visit")
     with hub_server(root) as hub:
-        read = json.loads(python(READ, ID, cwd=folder, endpoint=hub.endpoint))
+        read = json.loads(python(READ, ID, cwd=folder, endpoint=hub.endpoint)[-1])
         asked = [*hub.asked]
         python(CLONE, ID, cwd=folder, endpoint=hub.endpoint)
     return folder, read, asked
@@ -117,7 +117,7 @@ def test_cache(visit, tmp_path):
     "Without a network the set comes from the cache of an earlier visit: the same pictures and captions."
     folder, read, _ = visit
     (tmp_path / "hf").symlink_to(folder / "hf")
-    assert json.loads(python(READ, ID, cwd=tmp_path, offline=True)) == read
+    assert json.loads(python(READ, ID, cwd=tmp_path, offline=True)[-1]) == read
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_clone(visit, tmp_path):
     "A folder as `snapshot_download` leaves it, with a cache of its own, is read as the set on the Hub is."
     folder, read, _ = visit
     clone = folder / "clone"
-    found = json.loads(python(READ, clone, cwd=tmp_path, offline=True))
+    found = json.loads(python(READ, clone, cwd=tmp_path, offline=True)[-1])
     for split in ("train", "validation"): assert found[f"{clone} {split}"] == read[f"{ID} {split}"]
 
 
@@ -143,7 +143,7 @@ def test_the_originals_commands(visit):
               ["generate", "--prior", "cftn_v2", *prompt, "--num_samples", "1", "--top_p", "0.9"]]
     for line in lines[5:]: line += [*run, "--out", f"{line[2]}.png"]
     lines += [["caption", "cftn_v2.png", *run], ["evaluate", *run, "--count", "4"]]
-    said = python(RUN, json.dumps(lines), cwd=folder, offline=True)
+    said = "\n".join(python(RUN, json.dumps(lines), cwd=folder, offline=True))
     widths = {}
     for prior in ("cftn", "transformer", "lstm", "cftn_v2"):
         with Image.open(folder / f"{prior}.png") as picture: widths[prior] = picture.width
