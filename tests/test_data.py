@@ -607,6 +607,10 @@ def test_the_report_says_what_was_found_and_the_sheet_shows_it(tmp_path, capsys)
                   "39 different", "39 pictures are enlarged", "a.parquet row 39"]: assert words in report
     assert describe_data(config) == report and not capsys.readouterr().out
     assert contact_sheet(config, 12).size[0] > 1000
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "a.parquet").rename(tmp_path / "moved" / "a.parquet")
+    moved = config.model_copy(update={"source": str(tmp_path / "moved" / "a.parquet")})
+    assert describe_data(moved) == report.replace(config.source, moved.source) and not capsys.readouterr().out
 
 
 def test_the_command_says_where_the_sheet_is(tmp_path, capsys, monkeypatch):

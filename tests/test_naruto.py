@@ -189,7 +189,9 @@ def test_the_originals_commands(walks, road):
     assert trained["cftn-v2"]["stage"] == "stage2" and (run / "cftn-v2" / "state" / "stage1").is_dir()
     for model in MODELS: assert trained[model]["step"] == 3 and (run / model / "model.safetensors").is_file()
     drawn = [line.removeprefix("saved ") for line in said if line.endswith(".png")]
+    *drawn, copy = drawn
     assert len(set(drawn)) == 4 and all("/Naruto-in-the-hidden-leaf-village-s0" in path for path in drawn)
+    assert "/picture-s0" in copy
     widths = []
     for path in drawn:
         with Image.open(folder / path) as picture: widths.append(picture.width)
