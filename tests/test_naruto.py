@@ -239,11 +239,12 @@ def test_flips_and_crops_where_captions_allow(standin):
 
 def test_the_best_on_validation_is_kept(standin, tmp_path):
     "A training that goes on until the set is known by heart ends with the weights of before."
-    options = {"batch_size": 32, "learning_rate": 0.02, "eval_every": 10, "warmup_steps": 5, "ema_decay": 0.5}
-    train = {f"{section}.train.{key}": options[key] for section in ("vqvae", "cftn") for key in options}
+    train = {"train.batch_size": 32, "train.learning_rate": 0.02, "train.eval_every": 10,
+             "train.warmup_steps": 5, "train.ema_decay": 0.5}
+    changes = {f"vqvae.{key}": train[key] for key in train} | {f"cftn.{key}": train[key] for key in train}
     by_heart = {"data.flip": False, "data.crop": 0.0, "data.views": 1, "cftn.model.dropout": 0.0}
     steps = {"vqvae.train.steps": 30, "cftn.train.steps": 70, "cftn.model.width": 48}
-    config = small(standin, **train, **by_heart, **steps)
+    config = small(standin, **changes, **by_heart, **steps)
     train_model("vqvae", config, tmp_path)
     prior, histories = train_model("cftn", config, tmp_path)
     losses = {entry["step"]: entry.get("validation/loss", np.inf) for entry in histories["cftn"]}

@@ -237,6 +237,8 @@ def save_run(pipeline, folder, captions=("",), license=None):
     "apache-2.0", and shows pictures of `captions`, four each. Raises `VQGenError` where the folder holds a
     training or another VQ-VAE, or cannot be written.
     """
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise VQGenError(f"give the name of a folder to save in, a string, not {folder!r:.40}")
     folder = Path(folder).expanduser()
     save_models(pipeline, folder)
     if not (folder / "README.md").exists(): save_card(pipeline, folder, folder.name, captions, license)
