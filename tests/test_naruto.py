@@ -212,6 +212,22 @@ def test_all_roads_lead_to_the_same_models(walks):
 
 
 @pytest.mark.slow
+def test_a_run_is_shared(walks, hub):
+    "Pushed, it draws by its name on the Hub what it draws here; the card names the set it was trained on."
+    folder, _ = walks["hub"]
+    runs = {"here.png": "runs/naruto", "there.png": "somebody/naruto"}
+    lines = [["push", "runs/naruto", "somebody/naruto"],
+             *(["generate", PROMPT, "--run", run, "--out", name] for name, run in runs.items())]
+    said = python(RUN, json.dumps(lines), cwd=folder, endpoint=hub.endpoint, token="hf_mine")
+    assert said == ["pushed runs/naruto to somebody/naruto", *(f"saved {name}" for name in runs)]
+    assert len({(folder / name).read_bytes() for name in runs}) == 1
+    pushed = hub.root / "models" / "somebody" / "naruto"
+    assert {path.name for path in pushed.iterdir()} == {"README.md", "samples.png", "vqvae", "cftn-v2"}
+    head, card = (pushed / "README.md").read_text("utf-8").split("---\n", 2)[1:]
+    assert f"datasets:\n- {ID}\n" in head and f"https://huggingface.co/datasets/{ID}" in card
+
+
+@pytest.mark.slow
 def test_priors_are_trained_on_views(walks, standin):
     "The codes of all views of the training pictures were kept, and they differ; of the others there is one."
     count, folder = len(load_data(small(standin).data)), walks["hub"][0] / "built" / "codes"
