@@ -231,7 +231,7 @@ def open_codes(pipeline, mask, size):
     if chosen.any(): return chosen
     if isinstance(mask, Image.Image) and mask.convert("L").getextrema()[1] >= 128:
         raise VQGenError("the white of the mask is not in the square in the middle of the picture, which is "
-                         "all that is used: crop picture and mask to a square yourself")
+                         "all that is used: change the mask, or crop both to a square first")
     raise VQGenError("the mask is black everywhere: make white what is to be painted anew")
 
 # %% ../nbs/50_pipeline.ipynb #5000e001
@@ -250,7 +250,7 @@ def check_options(options):
         if name in options: raise VQGenError(f"{name} {words}")
     given = options.get("given")
     if given is not None and not isinstance(given, torch.Tensor):
-        raise VQGenError(f"given codes are a tensor (B, h, w), not {type(given).__name__}")
+        raise VQGenError(f"give codes that stay as a tensor (B, h, w), not {type(given).__name__}")
 
 # %% ../nbs/50_pipeline.ipynb #50000025
 def stream_codes(pipeline, captions, seed=0, generator=None, **options):
