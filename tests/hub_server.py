@@ -220,9 +220,9 @@ def hub_server(root):
         server.server_close()
 
 
-def variables(home, endpoint="http://127.0.0.1:9", offline=False):
-    "The environment of a process with its Hub at `endpoint`, its caches in `home`, and perhaps offline."
+def variables(home, endpoint="http://127.0.0.1:9", offline=False, token=""):
+    "The environment of a process with its Hub at `endpoint`, its caches in `home`, a token or none."
     others = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return {**others, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "1" if offline else "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
-            "HF_ENDPOINT": endpoint}
+            "HF_ENDPOINT": endpoint, "HF_TOKEN": token}

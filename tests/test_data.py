@@ -579,6 +579,7 @@ def test_crop_is_a_function_of_the_seed_and_leaves_places_alone():
     plain = data.batch(range(3))
     assert not torch.equal(first[:2], plain[:2]) and not torch.equal(first[:2], second[:2])
     assert torch.equal(first[2], plain[2]) and first.abs().max() <= 1
+    assert torch.equal(data.view([2], 1), plain[2:])                        # where none of a batch may be cut
     torch.manual_seed(0)
     assert torch.equal(torch.stack([item["images"] for item in data.__getitems__([0, 1, 2])]), first)
 
@@ -606,6 +607,10 @@ def test_the_report_says_what_was_found_and_the_sheet_shows_it(tmp_path, capsys)
                   "39 different", "39 pictures are enlarged", "a.parquet row 39"]: assert words in report
     assert describe_data(config) == report and not capsys.readouterr().out
     assert contact_sheet(config, 12).size[0] > 1000
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "a.parquet").rename(tmp_path / "moved" / "a.parquet")
+    moved = config.model_copy(update={"source": str(tmp_path / "moved" / "a.parquet")})
+    assert describe_data(moved) == report.replace(config.source, moved.source) and not capsys.readouterr().out
 
 
 def test_the_command_says_where_the_sheet_is(tmp_path, capsys, monkeypatch):

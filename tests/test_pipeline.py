@@ -19,6 +19,7 @@ from vqgen.viz import show_captioned
 
 CAPTIONS = ["a person with red hair", "a person with a blue hat and glasses"]
 PICTURE = Image.linear_gradient("L")      # 256 x 256, black above, white below
+EDGE = PICTURE.point(lambda value: 255 * (value > 250))    # white at the very bottom
 
 
 def pipeline(name):
@@ -74,6 +75,15 @@ def test_stream_ends_with_the_codes(name):
     (lambda pipe: pipe.inpaint(PICTURE, torch.ones(4, 4), "a face"), "bool"),
     (lambda pipe: pipe.inpaint([PICTURE] * 2, PICTURE, "a face"), "one picture"),
     (lambda pipe: pipe.inpaint(PICTURE, PICTURE, ["a face"]), "one caption"),
+    (lambda pipe: pipe.inpaint("a face", PICTURE, PICTURE), "the picture, the mask"),
+    (lambda pipe: pipe.inpaint(Image.new("RGB", (8, 64)), EDGE, "a face"), "square in the middle"),
+    (lambda pipe: pipe.inpaint(PICTURE, PICTURE, "a face", given=torch.zeros(1, 4, 4).long()), "given"),
+    (lambda pipe: pipe.inpaint(PICTURE, PICTURE, "a face", strength=0.5), "strength"),
+    (lambda pipe: pipe("a face", given=[[1]]), "tensor"),
+    (lambda pipe: pipe("a face", num_inference_steps=4), "called steps"),
+    (lambda pipe: pipe("a face", num_images_per_prompt=4), "called num_images"),
+    (lambda pipe: pipe("a face", height=512), "training"),
+    (lambda pipe: pipe.save_pretrained(None), "None"), (lambda pipe: pipe.save_pretrained(""), "folder"),
     (lambda pipe: pipe("a face", steps=0), "steps"),
     (lambda pipe: pipe("a face", temprature=1), "'temperature'"),
     (lambda pipe: pipe("a face", top_p=0), "top_p"),
@@ -102,6 +112,26 @@ def test_a_list_of_captions_gives_a_list_of_pictures():
     alone = [pipe(CAPTIONS[i // 2], seed=4 + i)[0] for i in range(4)]
     assert [picture.tobytes() for picture in pictures] == [picture.tobytes() for picture in alone]
     assert pipe(tuple(CAPTIONS))[1].tobytes() == pipe(CAPTIONS)[1].tobytes()
+
+
+@pytest.mark.parametrize("size", [(300, 200), (100, 333), (7, 9)])
+@pytest.mark.parametrize("mode", ["RGBA", "1", "P"])
+def test_pictures_and_masks_of_any_size_and_mode_are_inpainted(size, mode):
+    "Drawings have the size of the training; what is not under the mask keeps its codes."
+    pipe, seen = pipeline("cftn-v2"), []
+    mask = Image.new("L", (40, 40))
+    mask.paste(255, (10, 10, 30, 30))
+    picture = PICTURE.resize(size).convert(mode)
+    for masked in (mask, mask.convert(mode)):
+        [drawn] = pipe.inpaint(picture, masked, CAPTIONS[0], callback=lambda step, codes: seen.append(codes))
+        assert drawn.size == (16, 16) and drawn.mode == "RGB"
+    stays = ~mask_grid(mask, size, 4)
+    assert stays.any() and torch.equal(seen[-1][:, stays], pipe.encode(picture)[:, stays])
+
+
+def test_it_says_what_it_is():
+    told = "Pipeline(LSTMPrior: 4 x 4 codes of 16 -> 16 x 16 pixels, torch.float32 on cpu)"
+    assert repr(pipeline("lstm")) == told
 
 
 def test_its_options_have_names():

@@ -48,7 +48,7 @@ def hub_fault(error, repo_id, revision=None):
     if isinstance(error, errors.RevisionNotFoundError):
         return f"has no revision {revision!r:.60} on the Hugging Face Hub: choose another"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "is on the Hugging Face Hub, if anywhere, which is out of reach: HF_HUB_OFFLINE is set"
+        return "cannot be fetched from or sent to the Hugging Face Hub, as HF_HUB_OFFLINE is set: unset it"
     if isinstance(error, errors.LocalEntryNotFoundError):
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "check the network"
         return f"is no folder here, was not (wholly) fetched before, and the Hub is out of reach: {reason}"
@@ -237,6 +237,8 @@ def save_run(pipeline, folder, captions=("",), license=None):
     "apache-2.0", and shows pictures of `captions`, four each. Raises `VQGenError` where the folder holds a
     training or another VQ-VAE, or cannot be written.
     """
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise VQGenError(f"give the name of a folder to save in, a string, not {folder!r:.40}")
     folder = Path(folder).expanduser()
     save_models(pipeline, folder)
     if not (folder / "README.md").exists(): save_card(pipeline, folder, folder.name, captions, license)

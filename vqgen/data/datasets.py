@@ -384,7 +384,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         scales = 1 - self.crop * torch.rand(len(indices))
         places = 2 * torch.rand(len(indices), 2) - 1
         cut = self.cuts[indices]
-        images[cut] = crop_images(images[cut], scales[cut], places[cut])
+        if cut.any(): images[cut] = crop_images(images[cut], scales[cut], places[cut])
         return images
 
     def view(self, indices, number):

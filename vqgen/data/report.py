@@ -21,7 +21,7 @@ def describe_data(config):
     Raises `VQGenError` as `load_data` does.
     """
     with contextlib.redirect_stdout(io.StringIO()): folder = build_data(config)   # which says it, too
-    return describe_facts(read_facts(folder))
+    return describe_facts(read_facts(folder) | {"source": config.source})   # which may have moved since
 
 # %% ../../nbs/68_data.report.ipynb #76acc104
 def _sheet_rows(data, count):
