@@ -223,7 +223,8 @@ def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: Pri
     for path in [numbered(out, i) for i in range(len(repeated))] if single else [out]:
         check_out(path, overwrite)
     check_out(film, overwrite, FILMS)
-    from vqgen.pipeline import Pipeline
+    from vqgen.pipeline import Pipeline, check_captions
+    check_captions(captions)
     asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
              "guidance_scale": guidance_scale}
     options = {name: value for name, value in asked.items() if value is not None}

@@ -127,7 +127,8 @@ def _in_fonts(text):
     missing = frozenset(text) - _known()
     if not missing: return [_FONT], text
     other = _font_with(missing)
-    return ([_FONT, other], text) if other else ([_FONT], "".join("□" if c in missing else c for c in text))
+    if other: return [_FONT, other], text
+    return [_FONT], "".join("□" if character in missing else character for character in text)
 
 # %% ../nbs/83_viz.ipynb #2cc03531
 def _box(figure, left, top, width, height):
