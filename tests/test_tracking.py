@@ -125,7 +125,8 @@ def test_wandb_is_told_what_is_drawn_and_captioned(tmp_path, monkeypatch):
     [line] = history(drawn).values()
     assert line["generate/seed"] == 5 and line["generate/milliseconds"] > 0
     assert line["generate/pictures/captions"] == ["a red hat"] * 2 + ["green hair"] * 2
-    files = next((tmp_path / "samples/avatars-hour").glob("wandb/offline-run-*/files"))
+    [number] = run_ids([drawn])
+    [files] = (tmp_path / "samples/avatars-hour").glob(f"wandb/offline-run-*-{number}/files")
     assert all((files / name).is_file() for name in line["generate/pictures/filenames"])
     assert config_of(drawn)["prior"] == "BiHemisphericBrain" and config_of(drawn)["run"] == "avatars-hour"
     [line] = history(said).values()

@@ -263,7 +263,7 @@ def _first_rows(loader, files):
         try: rows += pq.read_metadata(file).num_rows
         except (pa.ArrowException, OSError) as fault:
             raise VQGenError(f"{file} is not a parquet file ({_reason(fault, file)}): restore it") from None
-    if not rows: raise VQGenError(f"{files[0]} has no rows: give a file with pictures")
+    if not rows: raise VQGenError(f"{files[0]} is empty: give a file with pictures")
     return pairs
 
 # %% ../../nbs/64_data.sources.ipynb #f963787d

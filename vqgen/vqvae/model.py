@@ -39,7 +39,7 @@ def check_codes(codes, size):
     Values are checked on a CPU only: on a GPU the host would have to wait for them.
     """
     if codes.ndim != 3 or codes.dtype not in (torch.int64, torch.int32):
-        raise VQGenError("codes must be (B, h, w), int64 or int32, not "
+        raise VQGenError("expected codes (B, h, w), which must be int64 or int32, got "
                          f"{tuple(codes.shape)}, {codes.dtype}")
     if codes.device.type == "cpu" and ((codes < 0) | (codes >= size)).any():
         raise VQGenError(f"expected codes from 0 to {size - 1}, got {codes.min()} to {codes.max()}: "
