@@ -3,6 +3,7 @@ commands under the words of the original design."""
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -191,7 +192,7 @@ def test_the_originals_commands(walks, road):
     drawn = [line.removeprefix("saved ") for line in said if line.endswith(".png")]
     *drawn, copy = drawn
     assert len(set(drawn)) == 4 and all("/Naruto-in-the-hidden-leaf-village-s0" in path for path in drawn)
-    assert "/picture-s0" in copy
+    assert "/picture-s0" in copy and any((run / "vqvae" / "samples").glob("*.png"))
     widths = []
     for path in drawn:
         with Image.open(folder / path) as picture: widths.append(picture.width)
@@ -209,6 +210,18 @@ def test_all_roads_lead_to_the_same_models(walks):
     hub, cache, clone = (folder / "runs" / "naruto" for folder, _ in walks.values())
     for pattern in ("*/model.safetensors", "samples/*.png"):
         assert files(hub, pattern) == files(cache, pattern) == files(clone, pattern) != {}
+
+
+@pytest.mark.slow
+def test_a_training_begun_with_the_hub_goes_on_with_a_clone(walks, visit, tmp_path):
+    shutil.copytree(walks["hub"][0] / "runs", tmp_path / "runs")
+    short = [f"--{key}={value}" for key, value in (TINY | SHORT | {"train.steps": 5}).items()]
+    lines = [["train", "lstm", "--config", "naruto", *short, f"--data.source={visit[0] / 'clone'}"]]
+    python(RUN, json.dumps(lines), cwd=tmp_path, offline=True)
+    lstm = tmp_path / "runs" / "naruto" / "lstm"
+    assert "step-00000005" in {path.name for path in (lstm / "state").rglob("step-*")}
+    entries = map(json.loads, (lstm / "metrics-lstm.jsonl").read_text("utf-8").splitlines())
+    assert [entry["step"] for entry in entries] == [3, 5]
 
 
 @pytest.mark.slow

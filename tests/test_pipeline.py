@@ -83,6 +83,7 @@ def test_stream_ends_with_the_codes(name):
     (lambda pipe: pipe("a face", num_inference_steps=4), "called steps"),
     (lambda pipe: pipe("a face", num_images_per_prompt=4), "called num_images"),
     (lambda pipe: pipe("a face", height=512), "training"),
+    (lambda pipe: pipe.compile(mode="fast"), "mode=fast"), (lambda pipe: pipe.compile(speed=3), "speed"),
     (lambda pipe: pipe.save_pretrained(None), "None"), (lambda pipe: pipe.save_pretrained(""), "folder"),
     (lambda pipe: pipe("a face", steps=0), "steps"),
     (lambda pipe: pipe("a face", temprature=1), "'temperature'"),

@@ -11,6 +11,7 @@ __all__ = ['ELSEWHERE', 'PRECISIONS', 'is_run', 'shipped_runs', 'find_run', 'che
            'Pipeline']
 
 # %% ../nbs/50_pipeline.ipynb #9f2da388
+import itertools
 import operator
 from collections.abc import Iterable
 from dataclasses import replace
@@ -369,12 +370,14 @@ def compile_models(pipeline, **options):
     of `pipeline`, which is returned.
 
     In place, and when they first run; weights and results stay, up to rounding. Needs a C++ compiler on a
-    CPU.
+    CPU. Raises `VQGenError` where `torch.compile` does not take `options`.
     """
     lists = [module for module in pipeline.prior.modules() if isinstance(module, torch.nn.ModuleList)]
-    for layers in lists:
-        for layer in layers: layer.compile(**options)
-    pipeline.vqvae.decoder.compile(**options)
+    try:
+        for layer in itertools.chain(*lists, [pipeline.vqvae.decoder]): layer.compile(**options)
+    except (RuntimeError, TypeError) as fault:
+        detail = (str(fault).strip().splitlines() or [""])[0][:120]
+        raise VQGenError(f"torch.compile refuses its options ({detail}): leave them out") from None
     return pipeline
 
 def describe_pipeline(pipeline):
