@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..config import DRAWN
 from .contents import content_facts, short_hash
 from vqgen.data.datasets import (
-    BUILT_IN,
     CaptionedImages,
     broken_limit,
     cache_dir,
@@ -114,7 +114,7 @@ def load_stream(config):
 
     Raises `VQGenError` for a built-in set, which is drawn, and where no pictures are found.
     """
-    if config.source in BUILT_IN:
+    if config.source in DRAWN:
         raise VQGenError(f"{config.source} is drawn here and cannot be streamed: set data.streaming to false")
     if config.views > 1: raise VQGenError("data.views is for the codes of priors: set it to 1 for a stream")
     facts = content_facts(config, cache_dir())
