@@ -373,7 +373,7 @@ def test_one_of_several_captions_is_drawn_by_seed_and_step():
     assert all(torch.equal(a["text"].input_ids, b["text"].input_ids) for a, b in zip(first[40:], again))
     seen = {}
     for batch in first:
-        words = tokenizer.batch_decode(batch["text"].input_ids, skip_special_tokens=True)
+        words = [tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["text"].input_ids]
         for code, caption in zip(batch["codes"][:, 0, 0].tolist(), words):
             seen.setdefault(code, set()).add(caption)
     for number, found in seen.items(): assert found <= {" ".join(words.split()) for words in lists[number]}

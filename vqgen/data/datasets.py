@@ -295,7 +295,7 @@ def build_data(config):
     where it is to be streamed, not built.
     """
     if config.streaming:
-        raise VQGenError("data.streaming is for training the VQ-VAE: set it to false for all else")
+        raise VQGenError("data.streaming is for training alone: set it to false for all else")
     folder = _built_folder(config)
     if not (folder / "facts.json").is_file():
         lock = folder.with_name(f"{folder.name}.lock")

@@ -15,14 +15,8 @@ from tqdm import tqdm
 
 from ..config import DRAWN
 from .contents import content_facts, short_hash
-from vqgen.data.datasets import (
-    CaptionedImages,
-    broken_limit,
-    cache_dir,
-    prepare_picture,
-    stream_settings,
-)
-from .sources import _quiet, read_source
+from .datasets import CaptionedImages, broken_limit, cache_dir, prepare_picture, stream_settings
+from .sources import _quiet, _reason, read_source
 from ..errors import VQGenError
 
 # %% ../../nbs/69_data.streams.ipynb #cdba7cd2
@@ -42,9 +36,14 @@ def _in_memory(rows, size, **options):
     return CaptionedImages(_stack(rows, size), [words[0] for words in lists], [{}] * len(rows),
                            caption_lists=lists, **options)
 
-def _next(rows):
-    "The next of the iterator `rows`, without the warnings of `datasets`; None at the end."
-    with _quiet(): return next(rows, None)
+def _next(rows, source):
+    "The next of the iterator `rows`, without the warnings of `datasets`; None at the end of the `source`."
+    try:
+        with _quiet(): return next(rows, None)
+    except VQGenError: raise
+    except Exception as fault:   # of the network, or of damaged files: the libraries' exceptions are many
+        raise VQGenError(f"{source[-60:]} breaks off ({_reason(fault)}): mend it, then go on from the last "
+                         "saved state") from None
 
 # %% ../../nbs/69_data.streams.ipynb #672a538c
 class CaptionedStream:
@@ -86,7 +85,7 @@ class CaptionedStream:
     def whole_rows(self, table, held=False):
         "The prepared rows of `table`, an `IterableDataset`, that are not broken, of one side of the split."
         rows, fraction = iter(table), self.config.validation_fraction
-        while (row := _next(rows)) is not None:
+        while (row := _next(rows, self.config.source)) is not None:
             captions = [" ".join(words.split()) for words in row["captions"]]
             found = prepare_picture(row["image"], self.image_size) | {"captions": captions}
             if found["fault"]: self._skip(f"{row['name']}: {found['fault']}")
@@ -105,6 +104,12 @@ class CaptionedStream:
         "What `CaptionedImages` would give for `rows`, mirrored and cut at random as the config says."
         data = _in_memory(rows, self.image_size, flip=self.config.flip, crop=self.config.crop)
         return {"images": data.varied(range(len(rows)))}
+
+    def batches_once(self, batch_size):
+        "Each training example once: pairs of rows, at most `batch_size`, and their plain images."
+        rows = self.whole_rows(self.source)
+        while batch := list(itertools.islice(rows, batch_size)):
+            yield batch, _in_memory(batch, self.image_size).batch(range(len(batch)))
 
 # %% ../../nbs/69_data.streams.ipynb #fe743461
 HELD_OUT, LOOKED_AT = 1_000, 50_000   # held-out examples to keep at most, and examples to read for them
