@@ -359,7 +359,6 @@ def test_what_does_not_fit_memory_is_read_from_the_map_and_is_the_same(tmp_path,
     config = write_table(tmp_path / "a.parquet").model_copy(update={"num_proc": 2})
     small = load_data(config)
     monkeypatch.setattr(built, "IN_MEMORY", 0)
-    monkeypatch.setattr(mapped, "FORGET_AFTER", 1000)
     large = load_data(config)
     assert isinstance(large.pixels, mapped.MappedPictures) and large.captions == small.captions
     assert large.image_size == 16 and len(large) == len(small)
