@@ -222,7 +222,8 @@ def prior_facts(vqvae, data, config, encoder=None):
     "What the training of a prior depends on besides its own section, a dict that is saved with the prior."
     facts = {"vqvae": fingerprint(vqvae), "data": data.fingerprint}
     facts |= {f"text.{key}": value for key, value in config.text}
-    if config.data.views > 1: facts["data.views"] = [config.data.views, config.data.flip, config.data.crop]
+    several = config.data.views > 1
+    facts["data.views"] = [config.data.views, config.data.flip, config.data.crop] if several else None
     return {**facts, "encoder": fingerprint(encoder)} if encoder else facts
 
 def as_begun(facts, folder):
