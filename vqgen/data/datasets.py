@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -282,9 +281,6 @@ def _build(config, folder):
             facts = _finish(config, unfinished, names, splits)
             unfinished.rename(folder)
     finally: shutil.rmtree(unfinished, ignore_errors=True)
-    if facts["broken"]:
-        named = "; ".join(facts["broken"][:3])
-        warnings.warn(f"{len(facts['broken'])} of {facts['rows']} examples skipped: {named}", stacklevel=2)
     if config.source not in DRAWN: print(describe_facts(facts))
 
 # %% ../../nbs/60_data.datasets.ipynb #50461df7
