@@ -155,7 +155,9 @@ def test_embeddings_of_old_tokens_are_kept(source, run, name, monkeypatch):
     "With captions of new characters the model has rows for them, at the end; also when it is resumed."
     def foreign(config):
         splits = load_splits(config)
-        for split in splits: split.captions = [f"{caption} \u732b\u20ac" for caption in split.captions]
+        for split in splits:
+            split.captions = [f"{caption} \u732b\u20ac" for caption in split.captions]
+            split.caption_lists = [[caption] for caption in split.captions]
         return splits
     monkeypatch.setattr(experiment, "load_splits", foreign)
     cls, seen = PRIORS[name].model, []

@@ -64,7 +64,8 @@ class CodedStream:
 
 def _coded_rows(vqvae, stream, kind, batch_size, device):
     "The rows of `stream`, each once, with codes in the place of pixels."
-    for rows, images in stream.batches_once(batch_size):                             # (B, 3, H, W)
+    from vqgen.data.streams import read_once  # here: whoever only draws does not need it
+    for rows, images in read_once(stream, batch_size):                               # (B, 3, H, W)
         codes = vqvae.to(device).eval().encode(images.to(device)).cpu().numpy()      # (B, h, w)
         for row, grid in zip(rows, codes.astype(kind)): yield row | {"pixels": grid.tobytes()}
 
@@ -75,7 +76,7 @@ def encode_stream(vqvae, stream, batch_size=256, device="cpu"):
     The stream is read at the first call, then its codes and captions from the cache folder; an interrupted
     reading begins anew. Raises `VQGenError` where the stream has nothing, or the kept file is damaged.
     """
-    from vqgen.data.datasets import cache_dir  # here: whoever only draws does not need them
+    from vqgen.data.datasets import cache_dir
     from vqgen.data.mapped import open_table, write_rows
     path = cache_dir() / "codes" / f"{stream.fingerprint}-stream-{fingerprint(vqvae)}.arrow"
     grid, kind = vqvae.grid_size(stream.image_size), np.min_scalar_type(vqvae.config.codebook_size - 1)
