@@ -356,6 +356,10 @@ class CaptionedImages(torch.utils.data.Dataset):
         "The images at `indices`, never mirrored: float32 (B, 3, H, W) in [-1, 1]."
         return self.pixels[torch.as_tensor(indices)].float().div_(127.5).sub_(1)
 
+    def expect(self, indices):
+        "The images at `indices` are wanted soon: those on the disk can be fetched meanwhile."
+        if isinstance(self.pixels, MappedPictures): self.pixels.expect(indices)
+
     def varied(self, indices):
         "The images at `indices`, mirrored and cut at random."
         indices, images = torch.as_tensor(indices), self.batch(indices)

@@ -6,7 +6,9 @@
 __all__ = ['SCHEMA', 'rows_at_once', 'write_rows', 'open_table', 'MappedPictures']
 
 # %% ../../nbs/67_data.mapped.ipynb #4042d8d5
+import contextlib
 import mmap
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +96,15 @@ class MappedPictures:
         out = np.empty((len(places), self.length), np.uint8)
         for owner in np.unique(owners): self._read(owner, places, np.flatnonzero(owners == owner), out)
         return torch.from_numpy(out.reshape(-1, *self.shape[1:]))
+
+    def expect(self, indices):
+        "Let the system fetch the pictures at `indices`, a list, from the disk: they are wanted soon."
+        if not hasattr(os, "posix_fadvise"): return   # macOS, Windows
+        owners, places = self.owner[indices], self.places[indices]
+        for owner in np.unique(owners):
+            with contextlib.suppress(OSError), open(self.paths[owner], "rb", buffering=0) as file:
+                for place in places[owners == owner].tolist():
+                    os.posix_fadvise(file.fileno(), place, self.length, os.POSIX_FADV_WILLNEED)
 
     def _read(self, owner, places, rows, out):
         "Fill `rows` of `out` with the pictures at `places` in file number `owner`."
