@@ -1,5 +1,6 @@
 "Splits that do not leak, true captions, a cache that can't be poisoned, and errors that name the thing."
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ import torch
 from PIL import Image, ImageColor
 
 from vqgen import cli
-from vqgen.config import DataConfig
+from vqgen.config import DataConfig, TrainConfig
 from vqgen.data import datasets as built
 from vqgen.data import mapped
 from vqgen.data.avatars import (
@@ -52,6 +53,7 @@ from vqgen.data.styles import (
     style_examples,
 )
 from vqgen.errors import VQGenError
+from vqgen.training.batches import batches
 
 
 @pytest.fixture(autouse=True)
@@ -365,6 +367,8 @@ def test_what_does_not_fit_memory_is_read_from_the_map_and_is_the_same(tmp_path,
     order = torch.randperm(len(small))
     assert torch.equal(large.batch(order), small.batch(order))
     assert torch.equal(large[3]["images"], small[3]["images"])
+    read = [itertools.islice(batches(data, TrainConfig(batch_size=4)), 9) for data in (small, large)]
+    for (_, one), (_, other) in zip(*read): assert torch.equal(one["images"], other["images"])
     again = pickle.loads(pickle.dumps(large))   # as processes that load data get it
     assert torch.equal(again.batch(order), small.batch(order))
 

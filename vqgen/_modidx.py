@@ -144,8 +144,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets.CaptionedImages.batch': ( 'data.datasets.html#captionedimages.batch',
                                                                                     'vqgen/data/datasets.py'),
-                                     'vqgen.data.datasets.CaptionedImages.expect': ( 'data.datasets.html#captionedimages.expect',
-                                                                                     'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets.CaptionedImages.varied': ( 'data.datasets.html#captionedimages.varied',
                                                                                      'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets.CaptionedImages.view': ( 'data.datasets.html#captionedimages.view',

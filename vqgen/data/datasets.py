@@ -335,7 +335,7 @@ class CaptionedImages(torch.utils.data.Dataset):
     """
     def __init__(self, pixels, captions, attributes, split="train", fingerprint="", flip=False, crop=0.0,
                  views=1, caption_lists=None):
-        self.pixels = pixels
+        self.pixels, self.expect = pixels, getattr(pixels, "expect", None)   # see `announced`
         self.flip, self.crop = flip, crop
         self.captions, self.attributes = captions, attributes
         self.caption_lists = caption_lists or [[caption] for caption in captions]
@@ -355,10 +355,6 @@ class CaptionedImages(torch.utils.data.Dataset):
     def batch(self, indices):
         "The images at `indices`, never mirrored: float32 (B, 3, H, W) in [-1, 1]."
         return self.pixels[torch.as_tensor(indices)].float().div_(127.5).sub_(1)
-
-    def expect(self, indices):
-        "The images at `indices` are wanted soon: those on the disk can be fetched meanwhile."
-        if isinstance(self.pixels, MappedPictures): self.pixels.expect(indices)
 
     def varied(self, indices):
         "The images at `indices`, mirrored and cut at random."
