@@ -1,5 +1,6 @@
 "Splits that do not leak, true captions, a cache that can't be poisoned, and errors that name the thing."
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ import torch
 from PIL import Image, ImageColor
 
 from vqgen import cli
-from vqgen.config import DataConfig
+from vqgen.config import DataConfig, TrainConfig
 from vqgen.data import datasets as built
 from vqgen.data import mapped
 from vqgen.data.avatars import (
@@ -41,7 +42,7 @@ from vqgen.data.datasets import (
     to_square,
 )
 from vqgen.data.emoji import base_of, emoji_examples
-from vqgen.data.report import contact_sheet, describe_data
+from vqgen.data.report import _sheet_rows, contact_sheet, describe_data
 from vqgen.data.styles import (
     color_name,
     describe_style,
@@ -52,6 +53,7 @@ from vqgen.data.styles import (
     style_examples,
 )
 from vqgen.errors import VQGenError
+from vqgen.training.batches import batches
 
 
 @pytest.fixture(autouse=True)
@@ -359,13 +361,14 @@ def test_what_does_not_fit_memory_is_read_from_the_map_and_is_the_same(tmp_path,
     config = write_table(tmp_path / "a.parquet").model_copy(update={"num_proc": 2})
     small = load_data(config)
     monkeypatch.setattr(built, "IN_MEMORY", 0)
-    monkeypatch.setattr(mapped, "FORGET_AFTER", 1000)
     large = load_data(config)
     assert isinstance(large.pixels, mapped.MappedPictures) and large.captions == small.captions
     assert large.image_size == 16 and len(large) == len(small)
     order = torch.randperm(len(small))
     assert torch.equal(large.batch(order), small.batch(order))
     assert torch.equal(large[3]["images"], small[3]["images"])
+    read = [itertools.islice(batches(data, TrainConfig(batch_size=4)), 9) for data in (small, large)]
+    for (_, one), (_, other) in zip(*read): assert torch.equal(one["images"], other["images"])
     again = pickle.loads(pickle.dumps(large))   # as processes that load data get it
     assert torch.equal(again.batch(order), small.batch(order))
 
@@ -523,7 +526,7 @@ def test_too_little_for_two_splits(tmp_path):
 
 
 @pytest.mark.parametrize("count, limit, allowed", [(30, None, 3), (400, None, 4), (30, 0, 0), (30, 5, 5)])
-def test_a_few_unreadable_pictures_are_skipped_and_named_many_are_an_error(tmp_path, count, limit, allowed):
+def test_a_few_unreadable_pictures_are_named_many_are_an_error(tmp_path, capsys, count, limit, allowed):
     pictures = [png((i % 250, i // 250, 0)) for i in range(count)]
     for broken in [allowed, allowed + 1]:
         for i in range(broken): pictures[7 + i] = pictures[7 + i][:40]
@@ -533,14 +536,16 @@ def test_a_few_unreadable_pictures_are_skipped_and_named_many_are_an_error(tmp_p
         if broken > allowed:
             fails(config, f"{broken} of {count}", f"{broken}.parquet row 7", "data.max_broken")
         elif broken:
-            with pytest.warns(UserWarning, match=f"{broken} of {count} .*row 7"): data = load_data(config)
+            data, said = load_data(config), capsys.readouterr().out
+            assert f"{count} examples" in said and f"skipped   {broken}.parquet row 7" in said
+            assert said.count("skipped") == 3 and (f"and {broken - 3} more" in said) == (broken > 3)
             assert len(data) + len(load_data(config, "validation")) == count - broken
 
 
 def test_broken_pictures_count_whenever_less_are_allowed(tmp_path):
     config = write_table(tmp_path / "a.parquet", image=[png((i, 0, 0)) for i in range(19)] + [b"?"],
                          text=[str(i) for i in range(20)])
-    with pytest.warns(UserWarning, match="row 19"): load_data(config)
+    load_data(config)
     fails(config.model_copy(update={"max_broken": 0}), "row 19", "now 0")
 
 
@@ -602,11 +607,13 @@ def test_views_that_do_not_differ_are_refused():
 def test_the_report_says_what_was_found_and_the_sheet_shows_it(tmp_path, capsys):
     pictures, words = [png((i, 0, 0), (12, 30)) for i in range(39)], [f"shade {i}" for i in range(39)]
     config = write_table(tmp_path / "a.parquet", image=[*pictures, b"?"], text=[*words, "a fox"])
-    with pytest.warns(UserWarning): report = describe_data(config)
+    report = describe_data(config)
     for words in ["40 examples", "35 train, 4 validation, by the captions' hash", "width 12; height 30",
                   "39 different", "39 pictures are enlarged", "a.parquet row 39"]: assert words in report
     assert describe_data(config) == report and not capsys.readouterr().out
     assert contact_sheet(config, 12).size[0] > 1000
+    shown = [words.split()[-1] for words in _sheet_rows(load_data(config), 20)[1]]
+    assert len(set(shown)) == 20 and {"0", "1"} & set(shown) and {"36", "37", "38"} & set(shown)
     (tmp_path / "moved").mkdir()
     (tmp_path / "a.parquet").rename(tmp_path / "moved" / "a.parquet")
     moved = config.model_copy(update={"source": str(tmp_path / "moved" / "a.parquet")})

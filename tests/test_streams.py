@@ -1,7 +1,9 @@
 "A stream goes on at the right example, leaves out what is held out or broken, and keeps nothing."
 import itertools
+from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,10 +13,12 @@ from tiny import CONFIG, SHORT, Stopping, changed, refusal, weights
 
 from vqgen.config import DataConfig, TrainConfig
 from vqgen.data.datasets import build_data, cache_dir
-from vqgen.data.streams import load_stream
+from vqgen.data.streams import CaptionedStream, load_stream
 from vqgen.errors import VQGenError
-from vqgen.experiment import train_model
+from vqgen.experiment import load_splits, train_model
+from vqgen.priors.codes import encode_stream
 from vqgen.training.batches import batches
+from vqgen.training.checkpoints import read_description
 from vqgen.training.loop import train
 from vqgen.vqvae.model import VQVAE
 
@@ -101,8 +105,69 @@ def test_shares_are_those_of_one_batch(shards):
 def test_the_experiment_trains_from_a_stream_and_builds_nothing(shards, tmp_path):
     config = CONFIG.model_copy(update={"data": shards})
     train_model("vqvae", config, tmp_path / "run")
+    for name in ("lstm", "cftn-v2"): train_model(name, config, tmp_path / "run")
     assert not (cache_dir() / "pictures").exists() or not list((cache_dir() / "pictures").glob("read-*"))
-    assert "data.streaming" in refusal(train_model, "lstm", config, tmp_path / "run")
+    assert len(coded_files()) == 1
+    known = {read_description(tmp_path / "run" / name)["data"] for name in ("vqvae", "lstm", "cftn-v2")}
+    assert len(known) == 1
+    assert "data.streaming" in refusal(load_splits, config)
+
+
+def coded_files(): return sorted((cache_dir() / "codes").glob("*-stream-*.arrow"))
+
+
+@pytest.fixture
+def vqvae(shards):
+    torch.manual_seed(0)
+    vqvae, (_, held) = VQVAE(CONFIG.vqvae.model), load_stream(shards)
+    vqvae.loss(held.batch(range(len(held))))
+    return vqvae.eval()
+
+
+def test_the_codes_of_a_stream_are_those_of_its_pictures(shards, vqvae, monkeypatch, tmp_path):
+    monkeypatch.setenv("VQGEN_CACHE", str(tmp_path / "cache"))
+    stream, held = load_stream(shards)
+    coded = encode_stream(vqvae, stream, batch_size=7)
+    shades = [int(words.split()[1]) for words in coded.captions]
+    assert len(coded) == 60 - 1 - len(held) and shades == sorted(set(range(60)) - {7} - {
+        int(words.split()[1]) for words in held.captions})
+    pictures = torch.zeros(len(coded), 3, 16, 16)
+    pictures[:, 0] = torch.tensor(shades)[:, None, None] * 4
+    assert np.array_equal(coded.codes, vqvae.encode(pictures / 127.5 - 1).numpy())
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptionedStream, "whole_rows", lambda *_: pytest.fail("read again"))
+        again = encode_stream(vqvae, stream)
+    assert np.array_equal(again.codes, coded.codes) and again.caption_lists == coded.caption_lists
+
+
+def test_an_interrupted_reading_begins_anew_and_damage_is_said(shards, vqvae, monkeypatch, tmp_path):
+    monkeypatch.setenv("VQGEN_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptionedStream, "whole_rows", interrupted(CaptionedStream.whole_rows, 40))
+        stream = load_stream(shards)[0]
+        with pytest.raises(KeyboardInterrupt): encode_stream(vqvae, stream, 16)
+    assert not coded_files()
+    coded = encode_stream(vqvae, load_stream(shards)[0])
+    for damage in (b"", coded_files()[0].read_bytes()[:-200], b"x" * 999):
+        coded_files()[0].write_bytes(damage)
+        assert "delete" in refusal(encode_stream, vqvae, load_stream(shards)[0])
+    coded_files()[0].unlink()
+    assert np.array_equal(encode_stream(vqvae, load_stream(shards)[0]).codes, coded.codes)
+
+
+def interrupted(read, number):
+    "The method `read`, interrupted when it would give row `number` of the training side."
+    def method(self, table, held=False):
+        for i, row in enumerate(read(self, table, held)):
+            if i == number and not held: raise KeyboardInterrupt
+            yield row
+    return method
+
+
+def test_a_stream_that_breaks_off_is_one_sentence(shards):
+    stream = load_stream(shards)[0]
+    (Path(shards.source).parent / "2.parquet").unlink()
+    assert "parquet breaks off" in refusal(reds, stream, 10)
 
 
 def test_what_cannot_be_streamed_is_said(shards, tmp_path):

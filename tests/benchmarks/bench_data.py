@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_data.py [--count 200000] [--steps 300] [--folder FOLDER] [--json FILE]
                                           [--only large|small]
 
-Peak memory is that of a process that only trains (VmHWM), pages of mapped files included.
+Peak memory is that of a process that only trains (VmHWM), pages of mapped files included. The model is that
+of the preset: the smaller it is, the more of a step is waiting.
 """
 import argparse
 import io
@@ -58,7 +59,7 @@ def peak_memory():
 
 def train_large(source, steps):
     "Train a VQ-VAE on the set and encode it, in this process."
-    config = load_config("avatars", {"vqvae.model.downsample": 8, "vqvae.model.hidden_channels": 32})
+    config = load_config("avatars", {"vqvae.model.downsample": 8})
     data = load_data(DataConfig(source=source, image_size=SIZE))
     section = config.vqvae.train.model_copy(update={"steps": steps, "batch_size": 16})
     model = VQVAE(config.vqvae.model)

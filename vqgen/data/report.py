@@ -26,7 +26,8 @@ def describe_data(config):
 # %% ../../nbs/68_data.report.ipynb #76acc104
 def _sheet_rows(data, count):
     "Evenly chosen images of `data`, at most `count`, and their captions."
-    chosen = list(range(0, len(data), max(1, len(data) // count)))[:count]
+    count = min(count, len(data))
+    chosen = [i * len(data) // count for i in range(count)]
     captions = [" | ".join(data.caption_lists[i]) or "(no caption)" for i in chosen]
     return data.batch(chosen), [f"{data.split}: {caption}" for caption in captions]
 
