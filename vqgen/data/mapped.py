@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from ..errors import VQGenError
+from ..files import open_file
 
 # %% ../../nbs/67_data.mapped.ipynb #22462b7f
 SCHEMA = pa.schema([("pixels", pa.binary()), ("captions", pa.list_(pa.string())), ("attributes", pa.string()),
@@ -38,18 +39,26 @@ def write_rows(rows, path, size):
 def _map_file(path):
     "The bytes of the file `path` as a read-only map; raises `VQGenError` where there are none."
     try:
-        with open(path, "rb") as file: return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):
-        raise VQGenError(f"{path} is empty or gone: delete its folder, and it is built again") from None
+        with open_file(path) as file: return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, VQGenError):
+        raise VQGenError(f"{path} is empty or no file: delete its folder, and it is built again") from None
+
+def _is_ours(schema):
+    "Whether `schema` has the columns of `SCHEMA`, each once, in any order."
+    kinds = dict(zip(schema.names, schema.types))
+    if len(kinds) < len(schema.names) or kinds.keys() != set(SCHEMA.names): return False
+    return all(kind == SCHEMA.field(name).type or pa.types.is_large_binary(kind) and name == "pixels"
+               for name, kind in kinds.items())
 
 def open_table(path, mapped=None):
     "The Arrow table in the file `path`, mapped; raises `VQGenError` where that is missing or damaged."
     mapped = mapped or _map_file(path)
     try:
         table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
-        table.validate(full=True)
-        if all(name in table.column_names for name in SCHEMA.names): return table
-    except (pa.ArrowException, OSError, ValueError): pass   # what follows says it better
+        if _is_ours(table.schema):
+            table.validate(full=True)
+            return table
+    except (pa.ArrowException, OSError, ValueError, MemoryError): pass   # what follows says it better
     raise VQGenError(f"{path} is damaged: delete its folder, and it is built again")
 
 def _places(table, mapped, length):
@@ -80,13 +89,21 @@ class MappedPictures:
         found = [_places(open_table(path, mapped), mapped, 3 * size * size)
                  for path, mapped in zip(self.paths, self.maps)]
         owner = np.repeat(np.arange(len(found)), list(map(len, found)))
-        if len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(owner): self._fail()
+        if not found or len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(owner): self._fail()
         self.places, self.owner = np.concatenate(found)[rows], owner[rows].astype(np.int32)
         self._forget()
         if (self.places < 0).any(): self._fail()
+        self.ends = [int(self.places[self.owner == number].max(initial=-1)) + 3 * size * size
+                     for number in range(len(found))]
 
     def _fail(self):
-        raise VQGenError(f"{self.paths[0]} lacks pictures: delete its folder, and it is built again")
+        path = self.paths[0] if self.paths else "a data set"
+        raise VQGenError(f"{path} lacks pictures: delete its folder, and it is built again")
+
+    def _check_sizes(self):
+        "Raise `VQGenError` where a file was cut short: to touch what is gone would end the process."
+        for mapped, end in zip(self.maps, self.ends):
+            if min(len(mapped), mapped.size()) < end: self._fail()
 
     def _open(self):
         self.maps, self.touched = [_map_file(path) for path in self.paths], 0
@@ -105,6 +122,7 @@ class MappedPictures:
         indices = np.arange(len(self))[indices.numpy() if torch.is_tensor(indices) else indices]
         length, out = int(np.prod(self.shape[1:])), np.empty((len(indices), *self.shape[1:]), np.uint8)
         flat = out.reshape(len(indices), -1)
+        self._check_sizes()
         for row, (owner, place) in enumerate(zip(self.owner[indices], self.places[indices])):
             flat[row] = self.views[owner][place:place + length]
             self.touched += length
