@@ -303,7 +303,9 @@ def _saved_tables(config, path):
     except Exception as fault:   # the library's exceptions are many
         raise VQGenError(f"{path} can't be read as a saved data set: {_reason(fault, path)}") from None
     tables = found if isinstance(found, dict) else {"train": found}
-    for table in tables.values(): _check_arrow([file["filename"] for file in table.cache_files])
+    for table in tables.values():
+        _check_arrow([file["filename"] for file in table.cache_files])
+        for key in ("description", "citation", "homepage", "license"): setattr(table.info, key, "")   # unused
     tables = {split: table.with_format(None) for split, table in tables.items()}
     if not config.streaming: return tables
     return {split: table.to_iterable_dataset() for split, table in tables.items()}

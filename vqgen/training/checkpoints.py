@@ -308,7 +308,7 @@ def describe_changes(before, now, step, seen):
 WRONG_STATE = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
 
 def check_parts(saved, fresh):
-    """Raise `TypeError` where a part of the state `saved` is not of the kind that it has in `fresh`, a new one.
+    """Raise `TypeError` where a part of the state `saved` is not of the kind it has in `fresh`, a new one.
 
     Models are left to PyTorch, which compares them itself.
     """
