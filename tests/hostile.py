@@ -120,7 +120,8 @@ def try_all(folder, paths, use, spoil, count, repair=None):
     """
     honest = {path: path.read_bytes() for path in paths}
     for path in paths: use(path)
-    before, listed, slowest = peak(), listing(folder), (0.0, "")
+    before, listed = peak(), listing(folder)
+    slowest = 0.0, ""
     outcomes = collections.Counter()
     for number in range(count):
         rng, path = random.Random(number), paths[number % len(paths)]

@@ -115,7 +115,8 @@ def build_again(store, config):
 def main(folder, count):
     warnings.simplefilter("ignore")
     sys.stdout, out = io.StringIO(), sys.stdout
-    made, store, scrap = folder / "made", folder / "cache/kept", folder / "cache/scrap"
+    made = folder / "made"
+    store, scrap = folder / "cache/kept", folder / "cache/scrap"
     sources(made)
     targets = {}
     os.environ["VQGEN_CACHE"] = str(store)

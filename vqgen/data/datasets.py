@@ -288,6 +288,21 @@ def _build(config, folder):
         warnings.warn(f"{len(facts['broken'])} of {facts['rows']} examples skipped: {named}", stacklevel=2)
     if config.source not in BUILT_IN: print(describe_facts(facts))
 
+# %% ../../nbs/60_data.datasets.ipynb #60b00062
+_RANGE = [int, int, int]   # the least, the middle one, the greatest
+_FACTS = {"source": str, "fingerprint": str, "rows": int, "image_size": int, "smaller": int, "empty": int,
+          "different": int, "files": list, "broken": list, "widths": _RANGE, "heights": _RANGE,
+          "words": _RANGE, "captions": _RANGE, "splits": {"train": int, "validation": int}}
+
+def _is_fact(value, kind):
+    "Whether `value` is of the `kind` that `_FACTS` tells; numbers are not negative, texts can be printed."
+    if kind is int: return type(value) is int and 0 <= value < 2**53
+    if kind is str: return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+    if kind is list: return isinstance(value, list) and all(_is_fact(part, str) for part in value)
+    if isinstance(kind, list):
+        return isinstance(value, list) and len(value) == len(kind) and all(map(_is_fact, value, kind))
+    return isinstance(value, dict) and all(_is_fact(value.get(key), part) for key, part in kind.items())
+
 # %% ../../nbs/60_data.datasets.ipynb #50461df7
 def build_data(config):
     """The folder of the data set that `config`, a `DataConfig`, describes; builds it if it is not there.
@@ -307,20 +322,6 @@ def build_data(config):
         with contextlib.suppress(OSError): lock.unlink()
     _check_broken(config, read_facts(folder))
     return folder
-
-_RANGE = [int, int, int]   # the least, the middle one, the greatest
-_FACTS = {"source": str, "fingerprint": str, "rows": int, "image_size": int, "smaller": int, "empty": int,
-          "different": int, "files": list, "broken": list, "widths": _RANGE, "heights": _RANGE,
-          "words": _RANGE, "captions": _RANGE, "splits": {"train": int, "validation": int}}
-
-def _is_fact(value, kind):
-    "Whether `value` is of the `kind` that `_FACTS` tells; numbers are not negative, texts can be printed."
-    if kind is int: return type(value) is int and 0 <= value < 2**53
-    if kind is str: return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
-    if kind is list: return isinstance(value, list) and all(_is_fact(part, str) for part in value)
-    if isinstance(kind, list):
-        return isinstance(value, list) and len(value) == len(kind) and all(map(_is_fact, value, kind))
-    return isinstance(value, dict) and all(_is_fact(value.get(key), part) for key, part in kind.items())
 
 def read_facts(folder):
     "The facts of the set in `folder`; raises `VQGenError` where they are damaged."
@@ -402,9 +403,7 @@ class CaptionedImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index): return self.__getitems__([index])[0]
 
-# %% ../../nbs/60_data.datasets.ipynb #25a70aea
-IN_MEMORY = 2**29   # bytes of pixels that are read into memory
-
+# %% ../../nbs/60_data.datasets.ipynb #60b00072
 def _read_rows(folder, split, facts):
     "The numbers of the rows of `split` in the set in `folder`; raises `VQGenError` where they are damaged."
     path = folder / f"{split}.npy"
@@ -424,6 +423,9 @@ def _read_words(folder, facts, rows):
                 isinstance(known, dict) for known in attributes): return lists, attributes
     except (TypeError, ValueError, RecursionError): pass   # told by what follows
     raise VQGenError(f"{folder} holds damaged captions: delete the folder, and it is built again")
+
+# %% ../../nbs/60_data.datasets.ipynb #25a70aea
+IN_MEMORY = 2**29   # bytes of pixels that are read into memory
 
 def load_data(config, split="train"):
     """The captioned images of one split of a data set, as `CaptionedImages`.

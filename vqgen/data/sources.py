@@ -228,6 +228,26 @@ def _reason(fault, path="\0"):
     words = (str(fault).replace(path, "it").strip().splitlines() or ["it is damaged"])[0]
     return textwrap.shorten(words, 90, placeholder=" ...").rstrip(".")
 
+# %% ../../nbs/64_data.sources.ipynb #64b00062
+def _check_arrow(files):
+    "Raise `VQGenError` where one of the Arrow `files` is damaged: who reads them believes each number there."
+    import pyarrow as pa
+    for file in files:
+        try:
+            with pa.memory_map(str(file)) as mapped:
+                for batch in _batches(mapped):
+                    if batch.num_rows > mapped.size(): raise ValueError("more rows than bytes")
+                    batch.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as fault:
+            raise VQGenError(f"{file} is damaged ({_reason(fault, str(file))}): get it again") from None
+
+def _batches(mapped):
+    "The batches of a file of Arrow, either of its two formats."
+    import pyarrow as pa
+    try: return pa.ipc.open_stream(mapped)
+    except pa.ArrowInvalid: reader = pa.ipc.open_file(mapped)
+    return map(reader.get_batch, range(reader.num_record_batches))
+
 # %% ../../nbs/64_data.sources.ipynb #648b5c60
 def _load_files(config, loader, files, root, cache_dir):
     "A dict from split names to tables of the local `files`, paths below the folder `root`."
@@ -247,25 +267,6 @@ def _load_files(config, loader, files, root, cache_dir):
     except Exception as fault:   # the library's exceptions are many
         raise VQGenError(f"{config.source} can't be read as {loader}: {_reason(fault, root)}") from None
     return {split: (table, firsts[split]) for split, table in tables.items()}
-
-def _check_arrow(files):
-    "Raise `VQGenError` where one of the Arrow `files` is damaged: who reads them believes each number there."
-    import pyarrow as pa
-    for file in files:
-        try:
-            with pa.memory_map(str(file)) as mapped:
-                for batch in _batches(mapped):
-                    if batch.num_rows > mapped.size(): raise ValueError("more rows than bytes")
-                    batch.validate(full=True)
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as fault:
-            raise VQGenError(f"{file} is damaged ({_reason(fault, str(file))}): get it again") from None
-
-def _batches(mapped):
-    "The batches of a file of Arrow, either of its two formats."
-    import pyarrow as pa
-    try: return pa.ipc.open_stream(mapped)
-    except pa.ArrowInvalid: reader = pa.ipc.open_file(mapped)
-    return map(reader.get_batch, range(reader.num_record_batches))
 
 def _first_rows(loader, files):
     "Pairs of a file's name and its first row, for `_row_name`; raises `VQGenError` for one that is damaged."
