@@ -9,6 +9,7 @@ import random
 import resource
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -112,33 +113,56 @@ def peak():
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
+def try_all(folder, paths, use, spoil, count, repair=None):
+    """Damage one of `paths` after the other, `count` times in all, and `use` it: what came of it, a dict.
+
+    `spoil(name, bytes, generator)` gives other bytes; `repair(path, generator)` is called before a use, too.
+    """
+    honest = {path: path.read_bytes() for path in paths}
+    for path in paths: use(path)
+    before, listed = peak(), listing(folder)
+    slowest = 0.0, ""
+    outcomes = collections.Counter()
+    for number in range(count):
+        rng, path = random.Random(number), paths[number % len(paths)]
+        path.write_bytes(spoil(path.name, honest[path], rng))
+        kept = repair(path, rng) if repair else {}
+        faulthandler.dump_traceback_later(60, exit=True)       # a hang, not a slow machine
+        print(path.name, number, file=sys.stderr)              # the last line, where the process dies
+        start = time.perf_counter()
+        outcomes[outcome(use, path, number)] += 1
+        slowest = max(slowest, (time.perf_counter() - start, f"{path.name} {number}"))
+        faulthandler.cancel_dump_traceback_later()
+        for other, content in {**kept, path: honest[path]}.items(): other.write_bytes(content)
+    return {"outcomes": outcomes, "grown": (peak() - before) // 1024, "slowest": slowest,
+            "new": sorted({*listing(folder)} ^ {*listed})}
+
+
+def outcome(use, path, number):
+    "`read`, `refused`, or what was wrong with how `use` took the file `path`."
+    try: use(path)
+    except VQGenError as fault:
+        said = str(fault)
+        if len(said.splitlines()) == 1: return "refused"
+        return f"{path.name} {number}: {said[:200]}"
+    except BaseException as fault:
+        return f"{path.name} {number}: {type(fault).__name__}: {str(fault)[:200]}"
+    return "read"
+
+
 def main(folder, count):
     warnings.simplefilter("ignore")
-    run, honest = folder / "run", {name: (folder / "run" / name).read_bytes() for name in FILES}
-    for name in FILES: use(run, name)
-    sums = (run / "checkpoint/sha256.json").read_bytes()
-    before = peak()
-    outcomes, listed = collections.Counter(), listing(folder)
-    for number in range(count):
-        rng, name = random.Random(number), FILES[number % len(FILES)]
-        (run / name).write_bytes(damage(name, honest[name], rng))
-        if name.startswith("checkpoint") and "sha256" not in name and rng.random() < 0.7:
-            forge(run / "checkpoint")
-        faulthandler.dump_traceback_later(60, exit=True)       # a hang, not a slow machine
-        try: use(run, name)
-        except VQGenError as fault:
-            said = str(fault)
-            outcome = "refused" if len(said.splitlines()) == 1 else f"{name} {number}: {said[:200]}"
-        except BaseException as fault:
-            outcome = f"{name} {number}: {type(fault).__name__}: {str(fault)[:200]}"
-        else: outcome = "read"
-        faulthandler.cancel_dump_traceback_later()
-        outcomes[outcome] += 1
-        (run / name).write_bytes(honest[name])
-        (run / "checkpoint/sha256.json").write_bytes(sums)
-    grown = peak() - before
-    print(json.dumps({"outcomes": outcomes, "grown": grown // 1024,
-                      "new": sorted({*listing(folder)} ^ {*listed})}))
+    run = folder / "run"
+    sums = run / "checkpoint/sha256.json"
+    written = sums.read_bytes()
+
+    def repair(path, rng):
+        if path.parent.name == "checkpoint" and path != sums and rng.random() < 0.7: forge(path.parent)
+        return {sums: written}
+
+    def read(path): use(run, str(path.relative_to(run)))
+
+    print(json.dumps(try_all(folder, [run / name for name in FILES], read, damage, count, repair)))
 
 
 if __name__ == "__main__":

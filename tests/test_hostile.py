@@ -8,20 +8,25 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hostile import FILES, ROWS
 from safetensors.torch import load_file, save_file
-from tiny import CONFIG, changed, coded, fit_prior, one_sentence, refusal, splits
+from tiny import CONFIG, changed, coded, contents, fit_prior, one_sentence, refusal, splits
 
 from vqgen.config import TextConfig, dump_config, load_config
+from vqgen.data import datasets
 from vqgen.data.cache import cached_array
+from vqgen.data.datasets import build_data, load_data
 from vqgen.files import fingerprint, read_file, read_json
 from vqgen.pipeline import load_run
 from vqgen.priors.build import new_prior
 from vqgen.priors.cftn import CFTN
 from vqgen.priors.text import load_tokenizer, token_ids, train_tokenizer
 from vqgen.training.checkpoints import (
+    CHECKPOINT_FILES,
+    _checksum,
     checkpoints,
     load_model,
     load_state,
@@ -52,12 +57,17 @@ def made(own_caches, tmp_path_factory):
 def run(made, tmp_path): return Path(shutil.copytree(made, tmp_path / "run"))
 
 
-def test_damaged_files(made, tmp_path, request):
-    "Of every kind, from fixed seeds: a sentence or success, in bounded memory, and no other file changes."
+@pytest.mark.parametrize("script", ["hostile.py", "hostile_data.py"])
+def test_damaged_files(made, tmp_path, request, script):
+    """Of every kind, from fixed seeds: a sentence or success, in bounded memory, and no other file changes.
+
+    What a file made the script run would leave something in the working folder, or in the home folder.
+    """
     shutil.copytree(made, tmp_path / "run")
     count = request.config.getoption("--fuzz")
-    command = [sys.executable, str(Path(__file__).parent / "hostile.py"), str(tmp_path), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, str(Path(__file__).parent / script), str(tmp_path), str(count)]
+    here = {**os.environ, "HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=here)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
@@ -93,6 +103,85 @@ def test_what_is_no_file(run, name, make):
         if make is not a_large_file: refusal(cached_array, run / name, ROWS.shape, ROWS.dtype, None)
     elif name.startswith("checkpoint"): refusal(load_state, run / "checkpoint")
     else: assert str(run) in refusal(load_run, run, "cftn")
+
+
+@pytest.mark.parametrize("make", [a_folder, a_pipe, a_device, a_circle])
+@pytest.mark.parametrize("end", ["partial", "lock"])
+def test_what_is_no_file_to_write(tmp_path, make, end):
+    make(tmp_path / f"codes.npy.{end}")
+    assert f"codes.npy.{end}" in refusal(cached_array, tmp_path / "codes.npy", ROWS.shape, ROWS.dtype, None)
+
+
+def test_link_to_a_file_of_somebody(tmp_path):
+    (tmp_path / "letter.txt").write_text("Dear Ada")
+    for end in ("lock", "partial"):
+        link = tmp_path / f"codes.npy.{end}"
+        link.symlink_to(tmp_path / "letter.txt")
+        refusal(cached_array, tmp_path / "codes.npy", ROWS.shape, ROWS.dtype, None)
+        link.unlink()
+    assert (tmp_path / "letter.txt").read_text() == "Dear Ada"
+
+
+# --- built data sets ---
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    "A data set, built, and its folder."
+    monkeypatch.setenv("VQGEN_CACHE", str(tmp_path / "kept"))
+    return CONFIG.data, build_data(CONFIG.data)
+
+
+@pytest.mark.parametrize("make", [a_folder, a_pipe, a_device, a_circle, a_large_file])
+@pytest.mark.parametrize("name", ["pictures.arrow", "train.npy"])
+def test_what_is_no_file_of_a_data_set(built, name, make):
+    data, folder = built
+    (folder / name).unlink()
+    make(folder / name)
+    assert "built again" in refusal(load_data, data)
+
+
+@pytest.mark.parametrize("make", [a_device, a_large_file])
+def test_facts_that_are_no_file(built, make):
+    data, folder = built
+    (folder / "facts.json").unlink()
+    make(folder / "facts.json")
+    if make is a_large_file: assert "built again" in refusal(load_data, data)
+    else: assert len(load_data(data)) and (folder / "facts.json").is_file()       # that was made anew
+
+
+def test_pictures_cut_short_while_they_are_read(built, monkeypatch):
+    "To touch what is mapped, and gone, would end the process without a word."
+    data, folder = built
+    monkeypatch.setattr(datasets, "IN_MEMORY", 0)
+    images = load_data(data)
+    assert len(images.batch([0, len(images) - 1])) == 2
+    os.truncate(folder / "pictures.arrow", 4096)
+    assert "built again" in refusal(images.batch, [0, len(images) - 1])
+    assert "built again" in refusal(pickle.loads(pickle.dumps(images)).batch, [len(images) - 1])
+
+
+@pytest.mark.parametrize("change", [
+    {"files": ["../../secret"]}, {"files": []}, {"files": 3}, {"rows": "9"}, {"rows": -1}, {"broken": [3]},
+    {"splits": {}}, {"widths": [1]}, {"fingerprint": None}, {"broken": ["\ud800"]}, {"rows": True}], ids=str)
+def test_facts_of_another_kind(built, change):
+    data, folder = built
+    edit_json(folder / "facts.json", lambda tree: tree.update(change))
+    assert "built again" in refusal(load_data, data)
+
+
+def test_nothing_in_a_data_set_is_executed(built, tmp_path):
+    data, folder = built
+    Canary.path = str(tmp_path / "exploded")
+    np.save(folder / "train.npy", np.array([Canary()], object), allow_pickle=True)
+    assert "built again" in refusal(load_data, data)
+    (folder / "train.npy").write_bytes(pickle.dumps(Canary()))
+    assert "built again" in refusal(load_data, data)
+    source = tmp_path / "shots"
+    source.mkdir()
+    for name in ("shots.py", "state.pkl"): (source / name).write_text(f"import os; os.mkdir({Canary.path!r})")
+    (source / "dataset_info.json").write_text('{"builder_name": "shots"}')
+    refusal(load_data, changed(data, source=str(source)))
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_files_are_named(tmp_path):
@@ -251,6 +340,47 @@ def test_state_of_another_kind(tmp_path, change):
         save_model(VQVAE(CONFIG.vqvae.model), new)
         save_state(new / "training.pt", {"step": 4, "settings": {}, "history": [], **change})
     assert str(tmp_path) in refusal(load_state, tmp_path / "step-00000004")
+
+
+@pytest.fixture(scope="module")
+def trained(own_caches, tmp_path_factory):
+    "A training of a CFTN, Muon and all, cut off after step 4."
+    run = tmp_path_factory.mktemp("trained") / "run"
+    fit_prior("cftn", run, steps=4, optimizer="muon")
+    return run
+
+
+STATES = {
+    "no optimizer": lambda state: state.pop("optimizer"), "seen": lambda state: state.update(seen="4"),
+    "text for an optimizer": lambda state: state.update(optimizer="adamw"),
+    "numbers for a model": lambda state: state.update(model=3),
+    "a list": lambda state: state.update(average=[]),
+    "an average of texts": lambda state: state["average"].update(n_averaged="x"),
+    "a schedule that is none": lambda state: state.update(schedule={"step": 3}),
+    "courses": lambda state: state.update(courses=3), "no course": lambda state: state.update(courses=[]),
+    "a course of texts": lambda state: state.update(courses=[("0", "9")]),
+    "no steps": lambda state: state["settings"].pop("steps"),
+    "steps in words": lambda state: state["settings"].update(steps="nine"),
+    "a rate in words": lambda state: state["optimizer"]["adamw"]["param_groups"][0].update(lr="fast"),
+    "a mean of another shape": lambda state: next(iter(state["optimizer"]["adamw"]["state"].values())).update(
+        exp_avg=torch.zeros(3, 5, 7)),
+    "a mean in words": lambda state: next(iter(state["optimizer"]["muon"]["state"].values())).update(
+        momentum_buffer="x")}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_parts_of_a_state_of_another_kind(trained, tmp_path, name):
+    "Nothing is lost: what lies in the folder stays as it is."
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    for checkpoint in checkpoints(run / "state/train"):
+        state = load_state(checkpoint)
+        STATES[name](state)
+        save_state(checkpoint / "training.pt", state)
+        sums = {file: _checksum(checkpoint / file) for file in CHECKPOINT_FILES}
+        (checkpoint / "sha256.json").write_text(json.dumps(sums))
+    before = contents(run)
+    assert "start over" in refusal(fit_prior, "cftn", run, steps=9, optimizer="muon")
+    assert contents(run) == before
 
 
 def test_state_in_itself(tmp_path):

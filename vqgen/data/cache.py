@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..files import explain_faults, locked, open_file, write_atomically
+from ..files import check_place, explain_faults, locked, open_file, write_atomically
 
 # %% ../../nbs/65_data.cache.ipynb #c4a00006
 class BlockFile:
@@ -73,6 +73,7 @@ def _complete(path, layout, make, title):
     if path.exists():
         tqdm.write(f"{path} is damaged, or was written by another version of vqgen: it is made anew")
     partial = path.with_name(path.name + ".partial")
+    check_place(partial)   # a pipe would not end, a link lead elsewhere
     partial.touch()
     with open(partial, "rb+") as file:
         missing = layout.missing(file)

@@ -9,12 +9,13 @@ __all__ = ['short_hash', 'read_json', 'write_json', 'hash_files', 'content_facts
 import hashlib
 import json
 import os
-from pathlib import Path
+import re
 
 import pyarrow.compute as pc
 
 from .sources import _PICTURES, _TABLES, _find_tables, _walk, read_source
-from ..files import write_atomically
+from ..errors import VQGenError
+from ..files import read_file, write_atomically
 
 # %% ../../nbs/66_data.contents.ipynb #99584684
 def short_hash(facts):
@@ -27,10 +28,10 @@ def _hash_file(path):
         while block := file.read(2**20): digest.update(block)
     return digest.hexdigest()
 
-def read_json(path):
-    "The dict in file `path`; an empty one where there is none."
-    try: found = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError): return {}
+def read_json(path, limit=2**27):
+    "The dict in file `path`; an empty one where there is none, or more than `limit` bytes."
+    try: found = json.loads(read_file(path, limit).decode("utf-8"))
+    except (OSError, ValueError, RecursionError, VQGenError): return {}
     return found if isinstance(found, dict) else {}
 
 def write_json(path, value):
@@ -38,6 +39,8 @@ def write_json(path, value):
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value), "utf-8"))
 
 # %% ../../nbs/66_data.contents.ipynb #7fd52553
+def _is_digest(value): return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
 def hash_files(files, memory):
     """The SHA-256 of each of `files`, a dict from name to path, as sorted pairs with the name.
 
@@ -51,7 +54,7 @@ def hash_files(files, memory):
             about = os.stat(real)
             facts = [about.st_size, about.st_mtime_ns]
             found = known.get(real)
-            if isinstance(found, list) and found[:-1] == facts: digest = found[-1]
+            if isinstance(found, list) and found[:-1] == facts and _is_digest(found[-1]): digest = found[-1]
             else: digest = _hash_file(real)
             now[real] = [*facts, digest]
         pairs.append([name, digest])
@@ -112,7 +115,7 @@ def content_facts(config, folder):
     hashes = hash_files(files, folder / "hashes" / f"{place}.json")
     root, listing = _root(path), folder / "listings" / f"{short_hash([hashes, others, columns])}.json"
     names = read_json(listing).get("pictures")
-    if names is None:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         names = _named_pictures(read_source(config, folder / "arrow"), root)
         write_json(listing, {"pictures": names})
     if not names: return hashes

@@ -33,7 +33,7 @@ from .mapped import MappedPictures, open_table, rows_at_once, write_rows
 from .sources import open_picture, read_source, why_unreadable
 from .styles import style_examples
 from ..errors import VQGenError
-from ..files import explain_faults, locked, temporary_name
+from ..files import explain_faults, locked, open_file, temporary_name
 
 # %% ../../nbs/60_data.datasets.ipynb #0f1d4d6c
 def _eight_bits(picture):
@@ -296,6 +296,21 @@ def _build(config, folder):
     finally: shutil.rmtree(unfinished, ignore_errors=True)
     if config.source not in DRAWN: print(describe_facts(facts))
 
+# %% ../../nbs/60_data.datasets.ipynb #60b00062
+_RANGE = [int, int, int]   # the least, the middle one, the greatest
+_FACTS = {"source": str, "fingerprint": str, "rows": int, "image_size": int, "smaller": int, "empty": int,
+          "different": int, "files": list, "broken": list, "widths": _RANGE, "heights": _RANGE,
+          "words": _RANGE, "captions": _RANGE, "splits": {"train": int, "validation": int}}
+
+def _is_fact(value, kind):
+    "Whether `value` is of the `kind` that `_FACTS` tells; numbers are not negative, texts can be printed."
+    if kind is int: return type(value) is int and 0 <= value < 2**53
+    if kind is str: return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+    if kind is list: return isinstance(value, list) and all(_is_fact(part, str) for part in value)
+    if isinstance(kind, list):
+        return isinstance(value, list) and len(value) == len(kind) and all(map(_is_fact, value, kind))
+    return isinstance(value, dict) and all(_is_fact(value.get(key), part) for key, part in kind.items())
+
 # %% ../../nbs/60_data.datasets.ipynb #50461df7
 def build_data(config):
     """The folder of the data set that `config`, a `DataConfig`, describes; builds it if it is not there.
@@ -318,8 +333,8 @@ def build_data(config):
 
 def read_facts(folder):
     "The facts of the set in `folder`; raises `VQGenError` where they are damaged."
-    facts = read_json(folder / "facts.json")
-    if {"files", "rows", "broken", "fingerprint"} <= facts.keys(): return facts
+    facts = read_json(folder / "facts.json", limit=2**24)
+    if _is_fact(facts, _FACTS) and all(Path(name).name == name for name in facts["files"]): return facts
     raise VQGenError(f"{folder}/facts.json is damaged: delete the folder, and it is built again")
 
 # %% ../../nbs/60_data.datasets.ipynb #604febcc
@@ -396,6 +411,27 @@ class CaptionedImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index): return self.__getitems__([index])[0]
 
+# %% ../../nbs/60_data.datasets.ipynb #60b00072
+def _read_rows(folder, split, facts):
+    "The numbers of the rows of `split` in the set in `folder`; raises `VQGenError` where they are damaged."
+    path = folder / f"{split}.npy"
+    try:
+        with open_file(path, 8 * facts["rows"] + 2**14) as file: rows = np.lib.format.read_array(file)
+        if rows.dtype.kind == "i" and rows.shape == (facts["splits"][split],) and len(rows): return rows
+    except Exception: pass   # NumPy fails in many ways, all of which are told by
+    raise VQGenError(f"{path} is damaged: delete its folder, and it is built again")
+
+def _read_words(folder, facts, rows):
+    "The captions and the attributes of `rows` of the set in `folder`, two lists."
+    columns = _columns(folder, facts["files"], ["captions", "attributes"])
+    try:
+        lists = [columns["captions"][row] for row in rows]
+        attributes = [json.loads(columns["attributes"][row]) for row in rows]
+        if all(words and None not in words for words in lists) and all(
+                isinstance(known, dict) for known in attributes): return lists, attributes
+    except (TypeError, ValueError, RecursionError): pass   # told by what follows
+    raise VQGenError(f"{folder} holds damaged captions: delete the folder, and it is built again")
+
 # %% ../../nbs/60_data.datasets.ipynb #25a70aea
 IN_MEMORY = 2**29   # bytes of pixels that are read into memory
 
@@ -412,14 +448,9 @@ def load_data(config, split="train"):
         raise VQGenError(f"data.views is {config.views}, but all views are alike: set data.flip or data.crop")
     folder = build_data(config)
     facts, size = read_facts(folder), config.image_size
-    paths = [folder / name for name in facts["files"]]
-    try: rows = np.load(folder / f"{split}.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        raise VQGenError(f"{folder / split}.npy is damaged: delete its folder to build it anew") from None
+    paths, rows = [folder / name for name in facts["files"]], _read_rows(folder, split, facts)
     pixels = MappedPictures(paths, rows, size)
-    columns = _columns(folder, facts["files"], ["captions", "attributes"])
-    lists = [columns["captions"][row] for row in rows]
-    attributes = [json.loads(columns["attributes"][row]) for row in rows]
+    lists, attributes = _read_words(folder, facts, rows)
     if np.prod(pixels.shape) <= IN_MEMORY: pixels = pixels[torch.arange(len(rows))]
     varied = {"flip": config.flip, "crop": config.crop, "views": config.views} if split == "train" else {}
     return CaptionedImages(pixels, [words[0] for words in lists], attributes, split, facts["fingerprint"],

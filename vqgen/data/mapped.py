@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from ..errors import VQGenError
+from ..files import open_file
 
 # %% ../../nbs/67_data.mapped.ipynb #22462b7f
 SCHEMA = pa.schema([("pixels", pa.binary()), ("captions", pa.list_(pa.string())), ("attributes", pa.string()),
@@ -40,18 +41,26 @@ def write_rows(rows, path, size):
 def _map_file(path):
     "The bytes of the file `path` as a read-only map; raises `VQGenError` where there are none."
     try:
-        with open(path, "rb") as file: return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):
-        raise VQGenError(f"{path} is empty or gone: delete its folder, and it is built again") from None
+        with open_file(path) as file: return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, VQGenError):
+        raise VQGenError(f"{path} is empty or no file: delete its folder, and it is built again") from None
+
+def _is_ours(schema):
+    "Whether `schema` has the columns of `SCHEMA`, each once, in any order."
+    kinds = dict(zip(schema.names, schema.types))
+    if len(kinds) < len(schema.names) or kinds.keys() != set(SCHEMA.names): return False
+    return all(kind == SCHEMA.field(name).type or pa.types.is_large_binary(kind) and name == "pixels"
+               for name, kind in kinds.items())
 
 def open_table(path, mapped=None):
     "The Arrow table in the file `path`, mapped; raises `VQGenError` where that is missing or damaged."
     mapped = mapped or _map_file(path)
     try:
         table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
-        table.validate(full=True)
-        if all(name in table.column_names for name in SCHEMA.names): return table
-    except (pa.ArrowException, OSError, ValueError): pass   # what follows says it better
+        if _is_ours(table.schema):
+            table.validate(full=True)
+            return table
+    except (pa.ArrowException, OSError, ValueError, MemoryError): pass   # what follows says it better
     raise VQGenError(f"{path} is damaged: delete its folder, and it is built again")
 
 def _places(table, mapped, length):
@@ -81,12 +90,13 @@ class MappedPictures:
         found = [_places(open_table(path, mapped), mapped, self.length)
                  for path, mapped in zip(self.paths, maps)]
         owner = np.repeat(np.arange(len(found)), list(map(len, found)))
-        if len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(owner): self._fail()
+        if not found or len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(owner): self._fail()
         self.places, self.owner = np.concatenate(found)[rows], owner[rows].astype(np.int32)
         if (self.places < 0).any(): self._fail()
 
     def _fail(self):
-        raise VQGenError(f"{self.paths[0]} lacks pictures: delete its folder, and it is built again")
+        path = self.paths[0] if self.paths else "a data set"
+        raise VQGenError(f"{path} lacks pictures: delete its folder, and it is built again")
 
     def __len__(self): return self.shape[0]
 

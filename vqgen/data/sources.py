@@ -229,6 +229,26 @@ def _reason(fault, path="\0"):
     words = (str(fault).replace(path, "it").strip().splitlines() or ["it is damaged"])[0]
     return textwrap.shorten(words, 90, placeholder=" ...").rstrip(".")
 
+# %% ../../nbs/64_data.sources.ipynb #64b00062
+def _check_arrow(files):
+    "Raise `VQGenError` where one of the Arrow `files` is damaged: who reads them believes each number there."
+    import pyarrow as pa
+    for file in files:
+        try:
+            with pa.memory_map(str(file)) as mapped:
+                for batch in _batches(mapped):
+                    if batch.num_rows > mapped.size(): raise ValueError("more rows than bytes")
+                    batch.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as fault:
+            raise VQGenError(f"{file} is damaged ({_reason(fault, str(file))}): get it again") from None
+
+def _batches(mapped):
+    "The batches of a file of Arrow, either of its two formats."
+    import pyarrow as pa
+    try: return pa.ipc.open_stream(mapped)
+    except pa.ArrowInvalid: reader = pa.ipc.open_file(mapped)
+    return map(reader.get_batch, range(reader.num_record_batches))
+
 # %% ../../nbs/64_data.sources.ipynb #648b5c60
 def _load_files(config, loader, files, root, cache_dir):
     "A dict from split names to tables of the local `files`, paths below the folder `root`."
@@ -256,6 +276,7 @@ def _first_rows(loader, files):
     import pyarrow.parquet as pq
     damaged = [file for file in files if loader == "webdataset" and not tarfile.is_tarfile(file)]
     if damaged: raise VQGenError(f"{damaged[0]} is not a tar file, or it is damaged: restore it")
+    if loader == "arrow": _check_arrow(files)
     if loader != "parquet": return [(os.path.basename(files[0]), 0)]
     pairs, rows = [], 0
     for file in files:
@@ -285,6 +306,9 @@ def _saved_tables(config, path):
     except Exception as fault:   # the library's exceptions are many
         raise VQGenError(f"{path} can't be read as a saved data set: {_reason(fault, path)}") from None
     tables = found if isinstance(found, dict) else {"train": found}
+    for table in tables.values():
+        _check_arrow([file["filename"] for file in table.cache_files])
+        for key in ("description", "citation", "homepage", "license"): setattr(table.info, key, "")   # unused
     tables = {split: table.with_format(None) for split, table in tables.items()}
     if not config.streaming: return tables
     return {split: table.to_iterable_dataset() for split, table in tables.items()}
