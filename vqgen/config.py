@@ -79,7 +79,7 @@ class DataConfig(Section):
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     max_broken: int | None = Field(None, ge=0)   # unreadable examples to skip; None: 1 %, or 3
     num_proc: int = Field(1, ge=1)      # processes that prepare the pictures
-    streaming: bool = False             # read while training what does not fit the disk; nothing is kept
+    streaming: bool = False             # read while training what does not fit the disk; no picture is kept
     flip: bool = False                  # mirror at random, except where the caption says left or right
     crop: float = Field(0.0, ge=0, lt=0.5)       # cut at random up to this share of the side away
     views: int = Field(1, ge=1)         # of each picture, mirrored and cut, whose codes the priors learn
