@@ -240,7 +240,7 @@ def _check_arrow(files):
                     if batch.num_rows > mapped.size(): raise ValueError("more rows than bytes")
                     batch.validate(full=True)
         except (pa.ArrowException, OSError, ValueError, MemoryError) as fault:
-            raise VQGenError(f"{file} is damaged ({_reason(fault, str(file))}): get it again") from None
+            raise VQGenError(f"{file} is damaged ({_reason(fault, str(file))}): restore it") from None
 
 def _batches(mapped):
     "The batches of a file of Arrow, either of its two formats."
