@@ -1,7 +1,9 @@
 "Each command by its help, its example and its files, with the run that the package brings."
 import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -11,6 +13,7 @@ from tiny import error_line, refusal, vqgen
 
 from vqgen.cli import app
 from vqgen.pictures import samples_folder
+from vqgen.pipeline import find_run
 
 COMMANDS = ["train", "generate", "caption", "inpaint", "reconstruct", "evaluate", "data", "demo", "config",
             "push"]
@@ -120,6 +123,14 @@ def test_reconstruct_shows_the_picture_and_its_copy(face):
     call("reconstruct face.png face.png --run avatars-hour --out copies.png")
     with Image.open("copies.png") as sheet: width, height = sheet.size
     assert 2 * 128 <= width <= 2 * 128 + 8 and 2 * 128 <= height <= 2 * 128 + 8
+
+
+def test_reconstruct_needs_no_prior(face):
+    "It is the first thing to look at when a VQ-VAE is trained."
+    shutil.copytree(find_run("avatars-hour") / "vqvae", "run/vqvae")
+    call("reconstruct face.png --run run --out alone.png")
+    call("reconstruct face.png --run avatars-hour --out whole.png")
+    assert Path("alone.png").read_bytes() == Path("whole.png").read_bytes()
 
 
 @pytest.mark.parametrize("line", ["caption .", "reconstruct .", "inpaint . a --mask ."])

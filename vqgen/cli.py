@@ -287,16 +287,20 @@ def inpaint(picture: PictureArgument, caption: CaptionArgument, mask: MaskOption
 @app.command(epilog=example("reconstruct face.png --run avatars-hour"))
 def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption = None,
                 overwrite: OverwriteOption = False):
-    "Show what codes keep of pictures. Above the pictures, below each its copy from the codes of the VQ-VAE."
+    "Show what codes keep of pictures. Above the pictures, below each its copy; a trained VQ-VAE is enough."
     import torch
 
     from vqgen.data.datasets import read_picture
     from vqgen.pictures import check_out, samples_folder
-    from vqgen.pipeline import Pipeline, image_side
+    from vqgen.pipeline import find_run
+    from vqgen.training.checkpoints import load_model
+    from vqgen.vqvae.model import VQVAE
     check_out(out, overwrite)
-    pipeline = Pipeline.from_pretrained(run)
-    originals = torch.stack([read_picture(path, image_side(pipeline)) for path in pictures])
-    images, names = torch.cat([originals, pipeline.reconstruct(originals)]), [pictures[0].stem]
+    folder = find_run(run) / "vqvae"
+    vqvae, size = load_model(folder, VQVAE), load_config(folder / "config.yaml").data.image_size
+    originals = torch.stack([read_picture(path, size) for path in pictures])
+    with torch.no_grad(): copies = vqvae.reconstruct(originals)
+    images, names = torch.cat([originals, copies]), [pictures[0].stem]
     facts = ("reconstruct", *map(str, pictures))
     save_drawings(images, names, 0, facts, samples_folder(run), out, len(pictures))
 
