@@ -299,8 +299,7 @@ def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption
     folder = find_run(run) / "vqvae"
     vqvae, size = load_model(folder, VQVAE), load_config(folder / "config.yaml").data.image_size
     originals = torch.stack([read_picture(path, size) for path in pictures])
-    with torch.no_grad(): copies = vqvae.reconstruct(originals)
-    images, names = torch.cat([originals, copies]), [pictures[0].stem]
+    images, names = torch.cat([originals, vqvae.reconstruct(originals)]), [pictures[0].stem]
     facts = ("reconstruct", *map(str, pictures))
     save_drawings(images, names, 0, facts, samples_folder(run), out, len(pictures))
 
