@@ -359,6 +359,7 @@ def test_the_cache_is_a_data_set_of_datasets():
 
 def test_what_does_not_fit_memory_is_read_from_the_map_and_is_the_same(tmp_path, monkeypatch):
     config = write_table(tmp_path / "a.parquet").model_copy(update={"num_proc": 2})
+    monkeypatch.setattr(os, "environ", os.environ)   # `datasets` leaves a copy of it in its place
     small = load_data(config)
     monkeypatch.setattr(built, "IN_MEMORY", 0)
     large = load_data(config)
