@@ -102,7 +102,8 @@ def test_shares_are_those_of_one_batch(shards):
     assert reds(load_stream(shards)[0], 8, gradient_accumulation_steps=2) == whole
 
 
-def test_the_experiment_trains_from_a_stream_and_builds_nothing(shards, tmp_path):
+def test_the_experiment_trains_from_a_stream_and_builds_nothing(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("VQGEN_CACHE", str(tmp_path / "cache"))
     config = CONFIG.model_copy(update={"data": shards})
     train_model("vqvae", config, tmp_path / "run")
     for name in ("lstm", "cftn-v2"): train_model(name, config, tmp_path / "run")

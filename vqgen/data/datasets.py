@@ -275,9 +275,9 @@ def describe_facts(facts):
              + ("its own" if facts.get("own_splits") else "by the captions' hash"),
              f"  pictures  width {ranges['widths']}; height {ranges['heights']}; cut to {size} x {size}",
              f"  captions  {ranges['words']} words; {facts['different']:,} different"]
-    if facts["smaller"]: lines.append(f"            {facts['smaller']:,} smaller than that, enlarged")
+    if facts["smaller"]: lines.append(f"            {facts['smaller']:,} smaller, enlarged")
     if facts["captions"][2] > 1: lines.append(f"            {ranges['captions']} a picture, drawn anew")
-    if facts["empty"]: lines.append(f"            {facts['empty']:,} without words: learned without a caption")
+    if facts["empty"]: lines.append(f"            {facts['empty']:,} without words: learned as such")
     for fault in facts["broken"][:3]: lines.append(f"  skipped   {fault}")
     if len(facts["broken"]) > 3: lines.append(f"            and {len(facts['broken']) - 3} more")
     return "\n".join(lines)
