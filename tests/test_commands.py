@@ -103,6 +103,7 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_drawn(here,
     (here / "folder.png").mkdir()
     for command in ("generate a", "reconstruct none.png", "inpaint none.png a --mask none.png"):
         assert part in refusal(call, f"{command} --run avatars-hour --out", name)
+    assert part in refusal(call, "data --data.source none --out", name)
 
 
 def test_inpaint_keeps_what_is_not_white(face, here):

@@ -191,17 +191,14 @@ def draw(pipeline, captions, seed, options):
     images = pipeline.images(captions, seed, callback=lambda step, codes: rounds.append(codes), **options)
     return images, rounds, 1000 * (time.perf_counter() - start) / len(images)
 
-def save_drawings(images, captions, seed, facts, folder, out=None, columns=0):
-    """Save `images` as one picture in rows of `columns`, or, where that is 0, each by itself.
+def save_drawings(pictures, outs, captions, seed, facts, folder):
+    """Save each of the Pillow `pictures` to the file that `outs`, a list, has for it.
 
-    To `out`, where it is given, else to new files in `folder`, named after `captions`, `seed` and `facts`.
+    Where that is None: to a new file in `folder`, named after its caption, its seed and `facts`.
     """
-    from vqgen.pictures import grid_picture, new_name, numbered, save_picture
-    from vqgen.viz import to_pil
-    pictures = [grid_picture(images, columns)] if columns else list(map(to_pil, images))
-    for i, picture in enumerate(pictures):
-        path = out if columns else numbered(out, i)
-        path = path or new_name(folder, captions[i], seed + i, facts)
+    from vqgen.pictures import new_name, save_picture
+    for i, (picture, out) in enumerate(zip(pictures, outs)):
+        path = out or new_name(folder, captions[i], seed + i, facts)
         save_picture(picture, path)
         print(f"saved {path}")
 
@@ -219,19 +216,21 @@ def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: Pri
     if num_images < 1: raise VQGenError(f"--num-images must be at least 1, not {num_images}")
     repeated = list(itertools.chain.from_iterable([caption] * num_images for caption in captions))
     tracking = TrackingConfig(mode=mode, tracker=tracker, project=project)
-    from vqgen.pictures import FILMS, check_out, numbered, samples_folder, save_film
-    for path in [numbered(out, i) for i in range(len(repeated))] if single else [out]:
-        check_out(path, overwrite)
+    from vqgen.pictures import FILMS, check_out, grid_picture, numbered, samples_folder, save_film
+    outs = [numbered(out, i) for i in range(len(repeated))] if single else [out]
+    for path in outs: check_out(path, overwrite)
     check_out(film, overwrite, FILMS)
     from vqgen.pipeline import Pipeline, check_captions
+    from vqgen.viz import to_pil
     check_captions(captions)
     asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
              "guidance_scale": guidance_scale}
     options = {name: value for name, value in asked.items() if value is not None}
     pipeline = Pipeline.from_pretrained(run, prior)
     images, rounds, milliseconds = draw(pipeline, repeated, seed, options)
-    facts, columns = (captions, num_images, prior, single, options), 0 if single else num_images
-    save_drawings(images, repeated, seed, facts, samples_folder(run), out, columns)
+    pictures = list(map(to_pil, images)) if single else [grid_picture(images, num_images)]
+    facts = (captions, num_images, prior, single, options)
+    save_drawings(pictures, outs, repeated, seed, facts, samples_folder(run))
     if film:
         save_film(pipeline.vqvae, rounds, film, num_images)
         print(f"saved {film}")
@@ -275,14 +274,15 @@ def inpaint(picture: PictureArgument, caption: CaptionArgument, mask: MaskOption
             out: OutOption = None, overwrite: OverwriteOption = False):
     "Paint a part of a picture anew. As a caption says, several times; in one row."
     from vqgen.data.datasets import load_picture
-    from vqgen.pictures import check_out, samples_folder
+    from vqgen.pictures import check_out, grid_picture, samples_folder
     from vqgen.pipeline import Pipeline, to_images
     check_out(out, overwrite)
     image, where = load_picture(picture), load_picture(mask)
     pipeline = Pipeline.from_pretrained(run, prior)
     painted = pipeline.inpaint(image, where, caption, seed=seed, num_images=num_images)
+    row = grid_picture(to_images(pipeline, painted), num_images)
     facts = (str(picture), str(mask), prior, num_images)
-    save_drawings(to_images(pipeline, painted), [caption], seed, facts, samples_folder(run), out, num_images)
+    save_drawings([row], [out], [caption], seed, facts, samples_folder(run))
 
 @app.command(epilog=example("reconstruct face.png --run avatars-hour"))
 def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption = None,
@@ -291,7 +291,7 @@ def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption
     import torch
 
     from vqgen.data.datasets import read_picture
-    from vqgen.pictures import check_out, samples_folder
+    from vqgen.pictures import check_out, grid_picture, samples_folder
     from vqgen.pipeline import find_run
     from vqgen.training.checkpoints import load_model
     from vqgen.vqvae.model import VQVAE
@@ -299,9 +299,9 @@ def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption
     folder = find_run(run) / "vqvae"
     vqvae, size = load_model(folder, VQVAE), load_config(folder / "config.yaml").data.image_size
     originals = torch.stack([read_picture(path, size) for path in pictures])
-    images, names = torch.cat([originals, vqvae.reconstruct(originals)]), [pictures[0].stem]
+    sheet = grid_picture(torch.cat([originals, vqvae.reconstruct(originals)]), len(pictures))
     facts = ("reconstruct", *map(str, pictures))
-    save_drawings(images, names, 0, facts, samples_folder(run), out, len(pictures))
+    save_drawings([sheet], [out], [pictures[0].stem], 0, facts, samples_folder(run))
 
 # %% ../nbs/87_cli.ipynb #42000011
 FIGURES = {   # what `experiment.measure` gives, in words
@@ -350,11 +350,12 @@ SheetOption = Annotated[Optional[Path], option("A PNG file; runs/<name>/data.png
 @app.command(context_settings=OVERRIDES, epilog=example("data --config avatars --data.source my_pictures"))
 def data(context: typer.Context, config: ConfigOption = "avatars", out: SheetOption = None):
     "Say what is in a data set. What was read, what was left out and why; with a sheet of its pictures."
-    settings = load_config(config, parse_overrides(context.args))
     from vqgen.data.report import contact_sheet, describe_data
-    print(describe_data(settings.data))
-    from vqgen.pictures import save_picture
+    from vqgen.pictures import check_out, save_picture
+    settings = load_config(config, parse_overrides(context.args))
     path = out or Path("runs") / settings.name / "data.png"
+    check_out(path, overwrite=True)
+    print(describe_data(settings.data))
     save_picture(contact_sheet(settings.data), path)
     print(f"saved {path}")
 

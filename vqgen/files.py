@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'explain_faults', 'write_atomically', 'temporary_name', 'open_file', 'check_place', 'read_file', 'read_json',
-           'locked', 'lock_folder', 'empty_folder', 'fingerprint', 'differences']
+           'locked', 'making', 'lock_folder', 'empty_folder', 'fingerprint', 'differences']
 
 # %% ../nbs/81_files.ipynb #86e6679b
 import contextlib
@@ -116,6 +116,13 @@ def locked(path, busy=None):
         except Timeout: raise VQGenError(busy) from None
     try: yield
     finally: lock.release()
+
+@contextlib.contextmanager
+def making(path):
+    "Keep others who would make `path` out inside the `with` block, by a lock beside it that goes then."
+    lock = path.with_name(f"{path.name}.lock")
+    with locked(lock): yield
+    with contextlib.suppress(OSError): lock.unlink()
 
 @contextlib.contextmanager
 def lock_folder(folder):

@@ -104,6 +104,7 @@ def _figure(width, height):
 # %% ../nbs/83_viz.ipynb #83000011
 _FONT = "DejaVu Sans"     # comes with matplotlib
 
+@functools.cache
 def _characters(path):
     "The characters that the font in file `path` has, a set; none where it cannot be read."
     from matplotlib.font_manager import get_font
@@ -117,14 +118,10 @@ def _font_with(characters):
     fonts = {font.fname: font.name for font in fontManager.ttflist if "Last Resort" not in font.name}
     return next((name for path, name in fonts.items() if characters <= _characters(path)), None)
 
-@functools.cache
-def _known():
-    from matplotlib.font_manager import FontProperties, findfont
-    return _characters(findfont(FontProperties(family=_FONT)))
-
 def _in_fonts(text):
     "`(names of fonts, text)` to draw `text` with: what no font here has becomes an empty box."
-    missing = frozenset(text) - _known()
+    from matplotlib.font_manager import findfont
+    missing = frozenset(text) - _characters(findfont(_FONT))
     if not missing: return [_FONT], text
     other = _font_with(missing)
     if other: return [_FONT, other], text

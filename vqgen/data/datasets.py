@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 from ..config import DRAWN
 from .avatars import avatar_examples, hold_out
-from .contents import content_facts, read_json, short_hash, write_json
+from .contents import content_facts, recalled, short_hash, write_json
 from .emoji import emoji_examples
 from .mapped import MappedPictures, open_table, rows_at_once, write_rows
 from .sources import open_picture, read_source, why_unreadable
 from .styles import style_examples
 from ..errors import VQGenError
-from ..files import explain_faults, locked, open_file, temporary_name
+from ..files import explain_faults, making, open_file, temporary_name
 
 # %% ../../nbs/60_data.datasets.ipynb #0f1d4d6c
 def _eight_bits(picture):
@@ -182,7 +182,7 @@ def data_fingerprint(config):
     Raises `VQGenError` as `load_data` does.
     """
     if config.source in DRAWN: return _built_in_hash(config)
-    return read_json(build_data(config) / "facts.json")["fingerprint"]
+    return read_facts(build_data(config))["fingerprint"]
 
 # %% ../../nbs/60_data.datasets.ipynb #56d99cec
 def _write_pictures(config, folder):
@@ -275,9 +275,10 @@ def describe_facts(facts):
              + ("its own" if facts.get("own_splits") else "by the captions' hash"),
              f"  pictures  width {ranges['widths']}; height {ranges['heights']}; cut to {size} x {size}",
              f"  captions  {ranges['words']} words; {facts['different']:,} different"]
-    if facts["smaller"]: lines.append(f"            {facts['smaller']:,} smaller, enlarged")
+    if facts["smaller"]: lines.insert(3, f"            {facts['smaller']:,} smaller, enlarged")
     if facts["captions"][2] > 1: lines.append(f"            {ranges['captions']} a picture, drawn anew")
-    if facts["empty"]: lines.append(f"            {facts['empty']:,} without words: learned as such")
+    if facts["empty"]:
+        lines.append(f"            {facts['empty']:,} without words, learned without a caption")
     for fault in facts["broken"][:3]: lines.append(f"  skipped   {fault}")
     if len(facts["broken"]) > 3: lines.append(f"            and {len(facts['broken']) - 3} more")
     return "\n".join(lines)
@@ -322,18 +323,16 @@ def build_data(config):
         raise VQGenError("data.streaming is for training alone: set it to false for all else")
     folder = _built_folder(config)
     if not (folder / "facts.json").is_file():
-        lock = folder.with_name(f"{folder.name}.lock")
-        with locked(lock):
+        with making(folder):
             if not (folder / "facts.json").is_file():   # else another process has built it meanwhile
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(config, folder)
-        with contextlib.suppress(OSError): lock.unlink()
     _check_broken(config, read_facts(folder))
     return folder
 
 def read_facts(folder):
     "The facts of the set in `folder`; raises `VQGenError` where they are damaged."
-    facts = read_json(folder / "facts.json", limit=2**24)
+    facts = recalled(folder / "facts.json", limit=2**24)
     if _is_fact(facts, _FACTS) and all(Path(name).name == name for name in facts["files"]): return facts
     raise VQGenError(f"{folder}/facts.json is damaged: delete the folder, and it is built again")
 

@@ -6,7 +6,6 @@
 __all__ = ['encode_dataset', 'CodedStream', 'encode_stream', 'CodedCaptions', 'check_codes']
 
 # %% ../../nbs/31_priors.codes.ipynb #b2c58311
-import contextlib
 import itertools
 from functools import partial
 
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from ..data.cache import cached_array
 from ..errors import VQGenError
-from ..files import fingerprint, locked, write_atomically
+from ..files import fingerprint, making, write_atomically
 from .text import cached_features, null_caption, pad, token_ids
 
 # %% ../../nbs/31_priors.codes.ipynb #d11bbb7c
@@ -80,12 +79,11 @@ def encode_stream(vqvae, stream, batch_size=256, device="cpu"):
     from vqgen.data.mapped import open_table, write_rows
     path = cache_dir() / "codes" / f"{stream.fingerprint}-stream-{fingerprint(vqvae)}.arrow"
     grid, kind = vqvae.grid_size(stream.image_size), np.min_scalar_type(vqvae.config.codebook_size - 1)
-    lock = path.with_name(path.name + ".lock")
-    with locked(lock):
-        if not path.exists():
-            rows = tqdm(_coded_rows(vqvae, stream, kind, batch_size, device), "encoding the stream")
-            write_atomically(path, partial(write_rows, rows, size=grid))
-    with contextlib.suppress(OSError): lock.unlink()
+    if not path.exists():
+        with making(path):
+            if not path.exists():   # else another process has read it meanwhile
+                rows = tqdm(_coded_rows(vqvae, stream, kind, batch_size, device), "encoding the stream")
+                write_atomically(path, partial(write_rows, rows, size=grid))
     table = open_table(path)
     found, lists = b"".join(row or b"" for row in table["pixels"].to_pylist()), table["captions"].to_pylist()
     if not found or len(found) != len(table) * grid**2 * kind.itemsize or not all(lists):

@@ -231,10 +231,8 @@ def _check_state(state, size, most=5_000_000):
     if not isinstance(state, dict) or {"step", "settings", "history"} - state.keys():
         raise ValueError("lacks a part")
     step, history = state["step"], state["history"]
-    if type(step) is not int or step < 0 or not isinstance(state["settings"], dict):
-        raise ValueError("holds a part of a wrong type")
-    if not isinstance(history, list):
-        raise ValueError("holds a part of a wrong type")
+    fit = type(step) is int and step >= 0 and isinstance(state["settings"], dict)
+    if not fit or not isinstance(history, list): raise ValueError("holds a part of a wrong type")
     for record in history:
         if not isinstance(record, dict) or not isinstance(record.get("step"), numbers):
             raise ValueError("holds a history of another kind")
@@ -367,7 +365,7 @@ def restore_state(state, saved, settings, path, defaults=None):
     try:
         check_parts(saved, state.state_dict())
         state.load_state_dict(saved)
-        if hasattr(state, "optimizer"): check_slots(state.optimizer)
+        check_slots(state.optimizer)
     except WRONG_STATE as fault:
         detail = " ".join(str(fault).split())[:100]
         if isinstance(fault, (TypeError, AttributeError, IndexError)):
