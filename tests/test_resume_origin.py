@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny import CONFIG, Stopping, changed, contents, error_line, refusal, vqgen, weights, write_config
 
 import vqgen.experiment as experiment
@@ -107,6 +108,42 @@ def test_a_run_can_start_over_from_itself(source, tmp_path):
     run = Path(shutil.copytree(source, tmp_path / "run"))
     for name in ("vqvae", "transformer"): train_model(name, OTHER, run, fresh=True, init_from=run)
     assert read_description(run / "transformer")["init_from"] == str(run)
+
+
+@pytest.mark.parametrize("name, part, change, named", [
+    ("vqvae", "data", {"count": 90}, "count 60 -> 90"),
+    ("vqvae", "data", {"num_proc": 2, "validation_fraction": 0.2}, "(validation_fraction 0.1 -> 0.2)")])
+def test_other_data_are_named_by_their_settings(run, name, part, change, named):
+    before = contents(run)
+    config = changed(OTHER, **{part: changed(getattr(OTHER, part), **change)})
+    assert named in refusal(train_model, name, config, run)
+    assert contents(run) == before
+
+
+def test_other_pictures_in_the_same_place_are_told_as_such(source, tmp_path):
+    for i, grey in enumerate(range(0, 240, 6)):
+        Image.new("RGB", (16, 16), (grey, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"number {i}")
+    config = changed(OTHER, data=changed(OTHER.data, source=str(tmp_path)))
+    train_model("vqvae", config, tmp_path / "run")
+    (tmp_path / "0.txt").write_text("another one")
+    assert "other pictures or captions" in refusal(train_model, "vqvae", config, tmp_path / "run")
+
+
+def test_a_vqvae_trained_further_names_the_priors_first(source, tmp_path, capsys):
+    run = Path(shutil.copytree(source, tmp_path / "run"))
+    train_model("vqvae", CONFIG, run)
+    assert "will not fit" not in capsys.readouterr().out, "it is done, and stays as it is"
+    longer = changed(CONFIG.vqvae.train, steps=CONFIG.vqvae.train.steps + 2)
+    train_model("vqvae", changed(CONFIG, vqvae=changed(CONFIG.vqvae, train=longer)), run)
+    assert f"transformer, cftn-v2 in {run} will not fit" in capsys.readouterr().out
+
+
+def test_without_its_description_a_training_goes_on_from_its_checkpoint(source, tmp_path):
+    run = Path(shutil.copytree(source, tmp_path / "run"))
+    (run / "vqvae/config.json").unlink()
+    train_model("vqvae", CONFIG, run)
+    assert weights(run / "vqvae") == weights(source / "vqvae")
 
 
 @pytest.mark.parametrize("name, section, change, named", [

@@ -87,7 +87,8 @@ def _check_key(key):
 
 def _spelled_out(key, model):
     "The keys that `key` stands for: `train.x` for x in every training section of `model`, else itself."
-    if not model or not key.startswith("train."): return [key]
+    if not key.startswith("train."): return [key]
+    if not model: raise VQGenError(f"--{key} is for vqgen train: say here of which model, --vqvae.{key}")
     return [f"{section_key(model)}.{stage}.{key.removeprefix('train.')}" for stage in training_stages(model)]
 
 def parse_overrides(arguments, model=None):
@@ -220,6 +221,7 @@ def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: Pri
     outs = [numbered(out, i) for i in range(len(repeated))] if single else [out]
     for path in outs: check_out(path, overwrite)
     check_out(film, overwrite, FILMS)
+    if film and film in outs: raise VQGenError(f"--out and --film are both {film}: name two files")
     from vqgen.pipeline import Pipeline, check_captions
     from vqgen.viz import to_pil
     check_captions(captions)
@@ -374,7 +376,9 @@ def demo(context: typer.Context, config: ConfigOption = "avatars", run: DemoRunO
 @app.command(name="config", context_settings=OVERRIDES, epilog=example("config avatars > mine.yaml"))
 def show_config(context: typer.Context, config: ConfigArgument = "avatars"):
     "Print a config with every key written out."
-    print(dump_config(load_config(config, parse_overrides(context.args))), end="")
+    arguments = context.args
+    if config.startswith("--"): config, arguments = "avatars", [config, *arguments]   # no name was given
+    print(dump_config(load_config(config, parse_overrides(arguments))), end="")
 
 # %% ../nbs/87_cli.ipynb #87c10007
 RunArgument = Annotated[str, typer.Argument(help="The run folder, or avatars-hour.")]
