@@ -139,6 +139,14 @@ def test_a_vqvae_trained_further_names_the_priors_first(source, tmp_path, capsys
     assert f"transformer, cftn-v2 in {run} will not fit" in capsys.readouterr().out
 
 
+def test_a_vqvae_that_knows_other_data_is_told_when_a_prior_is_trained(source, tmp_path, capsys):
+    run = Path(shutil.copytree(source, tmp_path / "run"))
+    train_model("cftn-v2", CONFIG, run)
+    assert "other data" not in capsys.readouterr().out
+    train_model("cftn-v2", OTHER, run, fresh=True)
+    assert f"the VQ-VAE in {run / 'vqvae'} was trained on other data (count " in capsys.readouterr().out
+
+
 def test_without_its_description_a_training_goes_on_from_its_checkpoint(source, tmp_path):
     run = Path(shutil.copytree(source, tmp_path / "run"))
     (run / "vqvae/config.json").unlink()
