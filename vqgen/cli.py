@@ -309,7 +309,7 @@ def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption
 FIGURES = {   # what `experiment.measure` gives, in words
     "psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity",
     "milliseconds": "ms for a picture", "stated": "stated all right",
-    "ceiling": "stated right, real pictures", "in_range": "in range", "accuracy": "prompt accuracy",
+    "ceiling": "stated right, true pictures", "in_range": "in range", "accuracy": "prompt accuracy",
     "captions": "captions right"}
 
 def print_figures(figures):
