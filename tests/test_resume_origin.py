@@ -120,14 +120,30 @@ def test_other_data_are_named_by_their_settings(run, name, part, change, named):
     assert contents(run) == before
 
 
-def test_other_pictures_in_the_same_place_are_told_as_such(source, tmp_path):
-    for i, grey in enumerate(range(0, 240, 6)):
-        Image.new("RGB", (16, 16), (grey, 0, 0)).save(tmp_path / f"{i}.png")
-        (tmp_path / f"{i}.txt").write_text(f"number {i}")
-    config = changed(OTHER, data=changed(OTHER.data, source=str(tmp_path)))
-    train_model("vqvae", config, tmp_path / "run")
-    (tmp_path / "0.txt").write_text("another one")
-    assert "other pictures or captions" in refusal(train_model, "vqvae", config, tmp_path / "run")
+@pytest.fixture
+def reds(tmp_path):
+    "A config of 40 pictures of our own, in a folder of their own."
+    folder = tmp_path / "reds"
+    folder.mkdir()
+    for i in range(40):
+        Image.new("RGB", (16, 16), (6 * i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"number {i}")
+    return changed(CONFIG, data=changed(CONFIG.data, source=str(folder)))
+
+
+def test_other_pictures_in_the_same_place_are_told_as_such(reds, tmp_path):
+    train_model("vqvae", reds, tmp_path / "run")
+    (tmp_path / "reds/0.txt").write_text("another one")
+    assert "other pictures or captions" in refusal(train_model, "vqvae", reds, tmp_path / "run")
+
+
+def test_a_prior_is_measured_on_the_data_that_it_knows(reds, tmp_path):
+    "Here of half the size that its VQ-VAE was trained on."
+    train_model("vqvae", reds, tmp_path / "run")
+    small = changed(reds, data=changed(reds.data, image_size=reds.data.image_size // 2))
+    train_model("cftn", small, tmp_path / "run")
+    result = vqgen("evaluate", "--run", tmp_path / "run", "--count", 4)
+    assert not result.stderr.count("Traceback") and "PSNR" in result.stdout, result.stderr
 
 
 def test_a_vqvae_trained_further_names_the_priors_first(source, tmp_path, capsys):
@@ -137,6 +153,9 @@ def test_a_vqvae_trained_further_names_the_priors_first(source, tmp_path, capsys
     longer = changed(CONFIG.vqvae.train, steps=CONFIG.vqvae.train.steps + 2)
     train_model("vqvae", changed(CONFIG, vqvae=changed(CONFIG.vqvae, train=longer)), run)
     assert f"transformer, cftn-v2 in {run} will not fit" in capsys.readouterr().out
+    said = refusal(train_model, "transformer", CONFIG, run)
+    assert "another VQ-VAE" in said and str(run / "transformer") in said
+    train_model("transformer", CONFIG, run, fresh=True)
 
 
 def test_a_vqvae_that_knows_other_data_is_told_when_a_prior_is_trained(source, tmp_path, capsys):

@@ -398,6 +398,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vqgen.experiment.as_begun': ('experiment.html#as_begun', 'vqgen/experiment.py'),
                                   'vqgen.experiment.begun_facts': ('experiment.html#begun_facts', 'vqgen/experiment.py'),
                                   'vqgen.experiment.check_data': ('experiment.html#check_data', 'vqgen/experiment.py'),
+                                  'vqgen.experiment.check_vqvae': ('experiment.html#check_vqvae', 'vqgen/experiment.py'),
                                   'vqgen.experiment.demo': ('experiment.html#demo', 'vqgen/experiment.py'),
                                   'vqgen.experiment.draw_gallery': ('experiment.html#draw_gallery', 'vqgen/experiment.py'),
                                   'vqgen.experiment.drawing_sampler': ('experiment.html#drawing_sampler', 'vqgen/experiment.py'),

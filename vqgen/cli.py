@@ -329,9 +329,9 @@ def evaluate(run: RunOption = RUN, prior: PriorOption = None, count: HeldOutOpti
     if count < 2: raise VQGenError(f"--count must be at least 2, not {count}: sets of pictures are compared")
     from vqgen import experiment
     from vqgen.evaluation import distances
-    from vqgen.pipeline import Pipeline, find_run
-    pipeline = Pipeline.from_pretrained(run, prior)
-    config = load_config(find_run(run) / "vqvae" / "config.yaml")
+    from vqgen.pipeline import Pipeline, find_run, prior_name
+    pipeline, folder = Pipeline.from_pretrained(run, prior), find_run(run)
+    config = load_config(folder / prior_name(folder, prior) / "config.yaml")
     data, validation = experiment.load_splits(config)
     spaces, notes = distances.feature_spaces(pipeline.device)
     judge = experiment.load_judge(run, data, validation, pipeline.vqvae, config.classifier.train)
