@@ -138,11 +138,12 @@ def test_other_pictures_in_the_same_place_are_told_as_such(reds, tmp_path):
 
 
 def test_a_prior_is_measured_on_the_data_that_it_knows(reds, tmp_path):
-    "Here of half the size that its VQ-VAE was trained on."
+    "Here of half the size that its VQ-VAE was trained on, and moved since."
     train_model("vqvae", reds, tmp_path / "run")
     small = changed(reds, data=changed(reds.data, image_size=reds.data.image_size // 2))
     train_model("cftn", small, tmp_path / "run")
-    result = vqgen("evaluate", "--run", tmp_path / "run", "--count", 4)
+    (tmp_path / "reds").rename(tmp_path / "moved")
+    result = vqgen("evaluate", "--run", tmp_path / "run", "--count", 4, "--data.source", tmp_path / "moved")
     assert not result.stderr.count("Traceback") and "PSNR" in result.stdout, result.stderr
 
 

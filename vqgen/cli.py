@@ -322,16 +322,16 @@ HeldOutOption = Annotated[int, option("Held-out captions to draw.")]
 PublishedOption = Annotated[
     bool, option("FID, KID and CLIP score as well: fetches their weights.", "--published")]
 
-@app.command(epilog=example("evaluate --run avatars-hour --count 200"))
-def evaluate(run: RunOption = RUN, prior: PriorOption = None, count: HeldOutOption = 200,
-             published: PublishedOption = False):
-    "Measure a run on held-out captions. PSNR, codebook, time, distances; of avatars also accuracy."
+@app.command(context_settings=OVERRIDES, epilog=example("evaluate --run avatars-hour --count 200"))
+def evaluate(context: typer.Context, run: RunOption = RUN, prior: PriorOption = None,
+             count: HeldOutOption = 200, published: PublishedOption = False):
+    "Measure a run on held-out captions. --data.source NAME says where the data lie now, if they were moved."
     if count < 2: raise VQGenError(f"--count must be at least 2, not {count}: sets of pictures are compared")
     from vqgen import experiment
     from vqgen.evaluation import distances
     from vqgen.pipeline import Pipeline, find_run, prior_name
     pipeline, folder = Pipeline.from_pretrained(run, prior), find_run(run)
-    config = load_config(folder / prior_name(folder, prior) / "config.yaml")
+    config = load_config(folder / prior_name(folder, prior) / "config.yaml", parse_overrides(context.args))
     data, validation = experiment.load_splits(config)
     spaces, notes = distances.feature_spaces(pipeline.device)
     judge = experiment.load_judge(run, data, validation, pipeline.vqvae, config.classifier.train)
