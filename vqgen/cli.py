@@ -270,7 +270,7 @@ CaptionArgument = Annotated[str, typer.Argument(help="What the whole picture sha
 MaskOption = Annotated[Path, option("A picture file: what is white in it is painted anew.")]
 
 # %% ../nbs/87_cli.ipynb #87c10006
-@app.command(epilog=example("inpaint face.png 'a red hat' --mask top.png --run avatars-hour"))
+@app.command(epilog=example("inpaint face.png 'a person with a red hat' --mask top.png"))
 def inpaint(picture: PictureArgument, caption: CaptionArgument, mask: MaskOption, run: RunOption = RUN,
             prior: PriorOption = None, num_images: CountOption = 4, seed: SeedOption = 0,
             out: OutOption = None, overwrite: OverwriteOption = False):

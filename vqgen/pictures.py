@@ -48,6 +48,7 @@ def check_out(out, overwrite=False, formats=FORMATS):
 def save_picture(picture, path):
     "Write the Pillow `picture` in the format that the name of `path` asks for."
     form = FORMATS[path.suffix.lower()]
+    if form == "JPEG": picture = picture.convert("RGB")   # which knows no transparency
     write_atomically(path, lambda temporary: picture.save(temporary, format=form))
 
 # %% ../nbs/88_pictures.ipynb #88000013
