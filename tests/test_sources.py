@@ -19,7 +19,7 @@ from hub_server import hub_server, variables
 from PIL import Image
 
 from vqgen.config import DataConfig
-from vqgen.data.datasets import read_picture, to_square
+from vqgen.data.datasets import prepare_picture, read_picture, to_square
 from vqgen.data.sources import open_picture, read_source, why_unreadable
 from vqgen.errors import VQGenError
 
@@ -610,6 +610,26 @@ def test_a_path_in_a_table_never_counts_from_where_we_are(values, tmp_path, cach
 
 def test_one_column_is_not_both(tmp_path, cache):
     fails(write_table(tmp_path / "a.parquet"), cache, "both 'text'", "image, text", image_column="text")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n"
+
+
+def test_files_that_git_has_not_fetched_are_named(tmp_path, cache):
+    for name in ["train-00000-of-00001.parquet", "a.tar", "b.arrow"]:
+        (tmp_path / name).write_bytes(POINTER)
+        fails(tmp_path / name, cache, name, "git lfs pull")
+    with pytest.raises(ValueError, match="git lfs pull"): open_picture({"bytes": POINTER, "path": None})
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, cache):
+    os.mkfifo(tmp_path / "pipe")
+    write_pictures(tmp_path / "set", {"0.txt": "a fox"})
+    (tmp_path / "set" / "9.png").symlink_to(tmp_path / "pipe")
+    images = [row["image"] for row in read(tmp_path / "set", cache)[None]]
+    assert [prepare_picture(image, 8)["fault"] for image in images] == [""] * 6 + ["it is a device or a pipe"]
+    (tmp_path / "set" / "1.txt").symlink_to(tmp_path / "pipe")
+    fails(tmp_path / "set", cache, "1.txt", "pipe")
 
 
 def test_files_that_do_not_fit_together_say_so(tmp_path, cache):

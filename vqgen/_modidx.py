@@ -165,6 +165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vqgen.data.datasets._pixels': ('data.datasets.html#_pixels', 'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets._prepare': ('data.datasets.html#_prepare', 'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets._range': ('data.datasets.html#_range', 'vqgen/data/datasets.py'),
+                                     'vqgen.data.datasets._read_bytes': ('data.datasets.html#_read_bytes', 'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets._read_rows': ('data.datasets.html#_read_rows', 'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets._read_words': ('data.datasets.html#_read_words', 'vqgen/data/datasets.py'),
                                      'vqgen.data.datasets._write_pictures': ( 'data.datasets.html#_write_pictures',

@@ -92,6 +92,12 @@ def _drawn_examples(config):
     if config.style == "pixel-art": return avatar_examples(config.count, size, fraction)
     return style_examples(config.count, size, config.style, fraction)
 
+def _read_bytes(path):
+    "The bytes of file `path`; raises `OSError` or `ValueError` where that is none."
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise ValueError("it is a device or a pipe")   # which might never end
+    return Path(path).read_bytes()
+
 # %% ../../nbs/60_data.datasets.ipynb #7d530f44
 def _pixels(picture, size):
     "The bytes of a Pillow picture as a square: 3 x `size` x `size`, the channels first."
@@ -103,7 +109,7 @@ def prepare_picture(image, size):
     try:
         image = image or {"bytes": None, "path": None}
         data = image["bytes"]
-        if data is None and image["path"]: data = Path(image["path"]).read_bytes()
+        if data is None and image["path"]: data = _read_bytes(image["path"])
         row["digest"] = hashlib.sha256(data or b"").hexdigest()
         picture = open_picture({"bytes": data, "path": image["path"]})
         is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)   # on its side

@@ -26,8 +26,11 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import VQGenError
+from ..files import open_file
 
 # %% ../../nbs/64_data.sources.ipynb #e247f8ff
+_POINTER = b"version https://git-lfs"   # what lies in place of a file that Git LFS has not fetched
+
 def open_picture(image):
     """The Pillow picture of `image`, a dict with its `bytes` or else its `path`.
 
@@ -35,6 +38,7 @@ def open_picture(image):
     """
     Image.init()
     formats = [name for name in Image.OPEN if name not in ("EPS", "WMF")]
+    if (image["bytes"] or b"").startswith(_POINTER): raise ValueError("not here yet: git lfs pull fetches it")
     if image["bytes"] is not None: return Image.open(io.BytesIO(image["bytes"]), formats=formats)
     if image["path"] is None: raise ValueError("there is no picture")
     return Image.open(image["path"], formats=formats)
@@ -333,6 +337,9 @@ def _first_rows(loader, files):
     "Pairs of a file's name and its first row, for `_row_name`; raises `VQGenError` for one that is damaged."
     import pyarrow as pa
     import pyarrow.parquet as pq
+    for file in files:
+        with open_file(file) as opened: is_pointer = opened.read(len(_POINTER)) == _POINTER
+        if is_pointer: raise VQGenError(f"{file} is not here yet: download it with git lfs pull")
     damaged = [file for file in files if loader == "webdataset" and not tarfile.is_tarfile(file)]
     if damaged: raise VQGenError(f"{damaged[0]} is not a tar file, or it is damaged: restore it")
     if loader == "arrow": _check_arrow(files)
@@ -422,7 +429,8 @@ def _walk(folder):
 
 def _read_text(path, encoding):
     "The text in file `path`; raises `VQGenError` if it can't be read or decoded."
-    try: data = Path(path).read_bytes()
+    try:
+        with open_file(path) as file: data = file.read()
     except OSError as fault: raise VQGenError(f"check {path}: it can't be read ({fault.strerror})") from None
     return _decode(data, encoding, path)
 
