@@ -631,7 +631,7 @@ def test_the_report_counts_all_captions_and_pictures_as_they_stand(tmp_path):
     words = [[f"a {i}", f"the red {i}", ""] for i in range(9)]
     config = write_table(tmp_path / "a.parquet", image=[*pictures, None], text=[*words, ["lost"]])
     report = describe_data(config)
-    assert "2 to 3, mostly about 3 words; 18 different" in report and "row 9: there is no picture" in report
+    assert "2 to 3, median 3 words; 18 different" in report and "row 9: there is no picture" in report
     write_folder(tmp_path / "turned")
     for path in (tmp_path / "turned").glob("*.png"):
         exif = Image.Exif()

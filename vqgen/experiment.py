@@ -101,6 +101,7 @@ def check_data(folder, config, data):
         raise VQGenError(f"{folder} was started with other data ({changed}): put them back, start over, or "
                          "start another run with these weights, by init_from")
 
+# %% ../nbs/86_experiment.ipynb #86000054
 def check_vqvae(folder, vqvae):
     "Raise `VQGenError` where a prior has begun in `folder` to learn codes of another VQ-VAE than `vqvae`."
     now = fingerprint(vqvae)

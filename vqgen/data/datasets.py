@@ -276,7 +276,7 @@ def _finish(config, folder, names, splits):
 
 # %% ../../nbs/60_data.datasets.ipynb #9f227cef
 def _range(low, middle, high):
-    return f"{low} to {high}, mostly about {middle}" if low != high else f"{low}"
+    return f"{low} to {high}, median {middle}" if low != high else f"{low}"
 
 def describe_facts(facts):
     "What was found in a data set and decided about it, a few lines of text; `facts` are those of its build."
