@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import zipfile
 import zlib
 
 import datasets
@@ -620,6 +621,13 @@ def test_files_that_git_has_not_fetched_are_named(tmp_path, cache):
         (tmp_path / name).write_bytes(POINTER)
         fails(tmp_path / name, cache, name, "git lfs pull")
     with pytest.raises(ValueError, match="git lfs pull"): open_picture({"bytes": POINTER, "path": None})
+
+
+def test_a_picture_in_an_archive_of_the_hub_is_read(tmp_path, cache):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file: file.writestr("0.png", PICTURES[3])
+    image = {"bytes": None, "path": f"zip://0.png::{tmp_path}/a.zip"}   # as it comes from `datasets`
+    row = read(write_table(tmp_path / "a.parquet", image=[image], text=["a"]), cache)[None][0]
+    assert prepare_picture(row["image"], 8)["digest"] == hashlib.sha256(PICTURES[3]).hexdigest()
 
 
 def test_a_pipe_is_not_waited_for(tmp_path, cache):

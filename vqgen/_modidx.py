@@ -258,6 +258,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'vqgen/data/sources.py'),
                                     'vqgen.data.sources._why_not': ('data.sources.html#_why_not', 'vqgen/data/sources.py'),
                                     'vqgen.data.sources._words': ('data.sources.html#_words', 'vqgen/data/sources.py'),
+                                    'vqgen.data.sources.in_archive': ('data.sources.html#in_archive', 'vqgen/data/sources.py'),
                                     'vqgen.data.sources.open_picture': ('data.sources.html#open_picture', 'vqgen/data/sources.py'),
                                     'vqgen.data.sources.read_source': ('data.sources.html#read_source', 'vqgen/data/sources.py'),
                                     'vqgen.data.sources.why_unreadable': ('data.sources.html#why_unreadable', 'vqgen/data/sources.py')},

@@ -30,7 +30,7 @@ from .avatars import avatar_examples, hold_out
 from .contents import content_facts, left_out, recalled, short_hash, write_json
 from .emoji import emoji_examples
 from .mapped import MappedPictures, open_table, rows_at_once, write_rows
-from .sources import open_picture, read_source, why_unreadable
+from .sources import in_archive, open_picture, read_source, why_unreadable
 from .styles import style_examples
 from ..errors import VQGenError
 from ..files import explain_faults, making, open_file, temporary_name
@@ -96,7 +96,9 @@ def _read_bytes(path):
     "The bytes of file `path`; raises `OSError` or `ValueError` where that is none."
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise ValueError("it is a device or a pipe")   # which might never end
-    return Path(path).read_bytes()
+    if not in_archive(path): return Path(path).read_bytes()
+    from datasets.utils.file_utils import xopen
+    with xopen(path, "rb") as file: return file.read()
 
 # %% ../../nbs/60_data.datasets.ipynb #7d530f44
 def _pixels(picture, size):
