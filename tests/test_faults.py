@@ -96,6 +96,17 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(whole, parts, capsys, na
     assert [path.name for path in checkpoints(parts / "state/train")] == ["step-00000008", "step-00000009"]
 
 
+def test_a_copy_of_a_checkpoint_is_none_and_stays(whole, parts):
+    "As a careful user makes one, by hand."
+    state = parts / "state/train"
+    for name in ("step-00000004.bak", "step-00000006 (copy)"):
+        shutil.copytree(state / name[:13], state / name)
+    assert last_step(state) == 6
+    train_plain(parts)
+    assert (state / "step-00000004.bak").is_dir() and (state / "step-00000006 (copy)").is_dir()
+    assert weights(parts) == weights(whole)
+
+
 def test_checkpoint_written_again_replaces_the_damaged_one(whole, parts):
     "The training comes back to the step whose checkpoint was damaged, and saves there."
     newest = checkpoints(parts / "state/train")[-1]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['open_folder', 'Origin', 'load_origin', 'open_origin', 'load_splits', 'load_coded', 'reconstruction_sampler',
-           'train_vqvae', 'unknown_characters', 'extend_tokenizer', 'open_vqvae', 'save_tokenizer', 'open_tokenizer',
-           'encode_splits', 'drawing_sampler', 'prior_facts', 'as_begun', 'train_in_stages', 'train_prior_in',
-           'train_model', 'knows_attributes', 'load_classifier', 'load_judge', 'reconstruct', 'milliseconds_per_image',
-           'judged_figures', 'measure', 'summary', 'gallery_captions', 'draw_gallery', 'demo']
+           'train_vqvae', 'unknown_characters', 'extend_tokenizer', 'note_unfinished', 'open_vqvae', 'save_tokenizer',
+           'open_tokenizer', 'encode_splits', 'drawing_sampler', 'prior_facts', 'as_begun', 'train_in_stages',
+           'train_prior_in', 'train_model', 'knows_attributes', 'load_classifier', 'load_judge', 'reconstruct',
+           'milliseconds_per_image', 'judged_figures', 'measure', 'summary', 'gallery_captions', 'draw_gallery', 'demo']
 
 # %% ../nbs/86_experiment.ipynb #9a134338
 import contextlib
@@ -26,6 +26,7 @@ import torch
 from vqgen.config import (
     ClassifierTrainConfig,
     dump_config,
+    load_config,
     section_key,
     training_stages,
     with_absolute_paths,
@@ -48,7 +49,7 @@ from .priors.build import PRIORS, new_prior, train_prior
 from .priors.codes import CodedCaptions, CodedStream, encode_dataset, encode_stream
 from .priors.curriculum import train_curriculum
 from .priors.text import CaptionTokenizer, load_encoder, load_tokenizer, new_tokenizer
-from .training.checkpoints import has_begun, load_model, read_description, start_from
+from .training.checkpoints import has_begun, last_step, load_model, read_description, start_from
 from .training.devices import explain_interrupts, main_process_first, start_accelerator
 from .training.loop import train
 from .viz import gallery
@@ -165,6 +166,15 @@ def extend_tokenizer(tokenizer, captions):
                             tokenizer.special_tokens_map, tokenizer.clean_up)
 
 # %% ../nbs/86_experiment.ipynb #f45192c3
+def note_unfinished(folder):
+    "Say so where the training of the VQ-VAE in `folder` was stopped before its end."
+    step, recipe = last_step(folder / "state" / "vqvae"), folder / "config.yaml"
+    if not step or not recipe.is_file(): return
+    steps = load_config(recipe).vqvae.train.steps
+    if step < steps:
+        print(f"the VQ-VAE in {folder} is at step {step} of {steps}: a prior that is trained now will "
+              "not fit it any more when it is trained further")
+
 def open_vqvae(config, run):
     "The VQ-VAE trained in `run`; raises `VQGenError` where it is not the one that `config` describes."
     vqvae = load_model(Path(run) / "vqvae", VQVAE)
@@ -172,6 +182,7 @@ def open_vqvae(config, run):
     if changed:
         raise VQGenError(f"the VQ-VAE in {run} has another shape than the config says ({changed}): "
                          f"use the config it was trained with ({run}/vqvae/config.yaml)")
+    note_unfinished(Path(run) / "vqvae")
     return vqvae
 
 def save_tokenizer(tokenizer, folder):

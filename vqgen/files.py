@@ -24,7 +24,8 @@ def explain_faults(path):
     try: yield
     except OSError as fault:
         reason = fault.strerror or fault
-        raise VQGenError(f"cannot write {path}: {reason}; free some space or choose another folder") from None
+        place = path if len(os.path.basename(path)) < 256 else f"...{str(path)[-60:]}"   # no disk takes longer
+        raise VQGenError(f"cannot write {place}: {reason}; free some space or choose another folder") from None
 
 # %% ../nbs/81_files.ipynb #6bc0d8bf
 def write_atomically(path, write):
