@@ -30,6 +30,7 @@ from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.training.checkpoints import (
     CHECKPOINT_FILES,
     checkpoints,
+    last_step,
     load_model,
     new_checkpoint,
     save_model,

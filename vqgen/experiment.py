@@ -165,7 +165,7 @@ def extend_tokenizer(tokenizer, captions):
     return CaptionTokenizer(Tokenizer.from_str(json.dumps(tree)), tokenizer.model_max_length,
                             tokenizer.special_tokens_map, tokenizer.clean_up)
 
-# %% ../nbs/86_experiment.ipynb #f45192c3
+# %% ../nbs/86_experiment.ipynb #86000071
 def note_unfinished(folder):
     "Say so where the training of the VQ-VAE in `folder` was stopped before its end."
     step, recipe = last_step(folder / "state" / "vqvae"), folder / "config.yaml"
@@ -175,6 +175,7 @@ def note_unfinished(folder):
         print(f"the VQ-VAE in {folder} is at step {step} of {steps}: a prior that is trained now will "
               "not fit it any more when it is trained further")
 
+# %% ../nbs/86_experiment.ipynb #f45192c3
 def open_vqvae(config, run):
     "The VQ-VAE trained in `run`; raises `VQGenError` where it is not the one that `config` describes."
     vqvae = load_model(Path(run) / "vqvae", VQVAE)

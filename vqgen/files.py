@@ -24,8 +24,9 @@ def explain_faults(path):
     try: yield
     except OSError as fault:
         reason = fault.strerror or fault
-        place = path if len(os.path.basename(path)) < 256 else f"...{str(path)[-60:]}"   # no disk takes longer
-        raise VQGenError(f"cannot write {place}: {reason}; free some space or choose another folder") from None
+        long = len(os.path.basename(path)) > 255                # for any disk
+        name = f"...{str(path)[-60:]}" if long else path
+        raise VQGenError(f"cannot write {name}: {reason}; free some space or choose another folder") from None
 
 # %% ../nbs/81_files.ipynb #6bc0d8bf
 def write_atomically(path, write):

@@ -222,7 +222,9 @@ def open_codes(pipeline, mask, size):
     """
     grid = pipeline.prior.shape.grid_size
     if isinstance(mask, Image.Image):
-        try: chosen = mask_grid(mask, size, grid)
+        try:
+            if 0 in mask.size: raise ValueError("it has no pixels")
+            chosen = mask_grid(mask, size, grid)
         except (OSError, ValueError) as fault:
             raise VQGenError(f"the mask cannot be read ({str(fault)[:80]}): restore it") from None
     else:
@@ -232,7 +234,7 @@ def open_codes(pipeline, mask, size):
                              f"code, not {type(mask).__name__}")
         chosen = torch.from_numpy(mask.copy()) if isinstance(mask, np.ndarray) else mask
     if chosen.any(): return chosen
-    if isinstance(mask, Image.Image) and (mask.convert("L").getextrema()[1] or 0) >= 128:
+    if isinstance(mask, Image.Image) and mask.convert("L").getextrema()[1] >= 128:
         raise VQGenError("the white of the mask is not in the square in the middle of the picture, which is "
                          "all that is used: change the mask, or crop both to a square first")
     raise VQGenError("the mask is black everywhere: make white what is to be painted anew")
