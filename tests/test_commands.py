@@ -106,6 +106,23 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_drawn(here,
     assert part in refusal(call, "data --data.source none --out", name)
 
 
+def test_a_film_is_another_file(here):
+    line = "generate a --run avatars-hour --single --num-images 1"
+    assert "name two files" in refusal(call, f"{line} --out x.png --film x-0.png")
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("command", ["data", "demo", "config"])
+def test_steps_of_no_model_in_particular_are_for_train_alone(here, command):
+    assert "--vqvae.train.steps" in refusal(call, f"{command} --train.steps 5")
+
+
+def test_a_config_without_a_name_is_that_of_the_avatars(here, capsys):
+    for line in ("config avatars --data.count 20", "config --data.count 20"):
+        call(line)
+        assert "\n  count: 20\n" in capsys.readouterr().out
+
+
 def test_inpaint_keeps_what_is_not_white(face, here):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 64, 26))

@@ -621,6 +621,44 @@ def test_the_report_says_what_was_found_and_the_sheet_shows_it(tmp_path, capsys)
     assert describe_data(moved) == report.replace(config.source, moved.source) and not capsys.readouterr().out
 
 
+def report_on(folder, **options):
+    "The report on the pictures in `folder`."
+    return describe_data(DataConfig(source=str(folder), image_size=16, validation_fraction=0.3, **options))
+
+
+def test_the_report_counts_all_captions_and_pictures_as_they_stand(tmp_path):
+    pictures = [png((i, 0, 0), (12, 30)) for i in range(9)]
+    words = [[f"a {i}", f"the red {i}", ""] for i in range(9)]
+    config = write_table(tmp_path / "a.parquet", image=[*pictures, None], text=[*words, ["lost"]])
+    report = describe_data(config)
+    assert "2 to 3, median 3 words; 18 different" in report and "row 9: there is no picture" in report
+    write_folder(tmp_path / "turned")
+    for path in (tmp_path / "turned").glob("*.png"):
+        exif = Image.Exif()
+        exif[0x112] = 6
+        Image.open(path).resize((40, 20)).save(path, exif=exif)
+    assert "width 20; height 40" in report_on(tmp_path / "turned")
+
+
+def test_the_report_says_what_it_left_out(tmp_path):
+    folder = tmp_path / "own"
+    write_folder(folder)
+    assert "left out" not in report_on(folder)
+    for name in ["phone.txt", "notes.caption"]: (folder / name).write_text("a fox")
+    (folder / "phone.heic").write_bytes(b"?")
+    assert "left out  texts beside no picture: 2, such as notes.caption" in report_on(folder)
+    rows = [f"{i:02}.png,shade {i}" for i in range(18)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+    report = report_on(folder)
+    assert "pictures of no table, or of a split that is not read: 2, such as 18.png" in report
+    assert "texts" not in report
+
+
+def test_equal_captions_can_not_be_split(tmp_path):
+    fails(write_table(tmp_path / "a.parquet", image=[png((i, 0, 0)) for i in range(9)], text=["a fox"] * 9),
+          "all have one caption")
+
+
 def test_the_command_says_where_the_sheet_is(tmp_path, capsys, monkeypatch):
     write_folder(tmp_path / "own")
     monkeypatch.chdir(tmp_path)

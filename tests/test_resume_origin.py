@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny import CONFIG, Stopping, changed, contents, error_line, refusal, vqgen, weights, write_config
 
 import vqgen.experiment as experiment
@@ -107,6 +108,70 @@ def test_a_run_can_start_over_from_itself(source, tmp_path):
     run = Path(shutil.copytree(source, tmp_path / "run"))
     for name in ("vqvae", "transformer"): train_model(name, OTHER, run, fresh=True, init_from=run)
     assert read_description(run / "transformer")["init_from"] == str(run)
+
+
+@pytest.mark.parametrize("name, part, change, named", [
+    ("vqvae", "data", {"count": 90}, "count 60 -> 90"),
+    ("vqvae", "data", {"num_proc": 2, "validation_fraction": 0.2}, "(validation_fraction 0.1 -> 0.2)")])
+def test_other_data_are_named_by_their_settings(run, name, part, change, named):
+    before = contents(run)
+    config = changed(OTHER, **{part: changed(getattr(OTHER, part), **change)})
+    assert named in refusal(train_model, name, config, run)
+    assert contents(run) == before
+
+
+@pytest.fixture
+def reds(tmp_path):
+    "A config of 40 pictures of our own, in a folder of their own."
+    folder = tmp_path / "reds"
+    folder.mkdir()
+    for i in range(40):
+        Image.new("RGB", (16, 16), (6 * i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"number {i}")
+    return changed(CONFIG, data=changed(CONFIG.data, source=str(folder)))
+
+
+def test_other_pictures_in_the_same_place_are_told_as_such(reds, tmp_path):
+    train_model("vqvae", reds, tmp_path / "run")
+    (tmp_path / "reds/0.txt").write_text("another one")
+    assert "other pictures or captions" in refusal(train_model, "vqvae", reds, tmp_path / "run")
+
+
+def test_a_prior_is_measured_on_the_data_that_it_knows(reds, tmp_path):
+    "Here of half the size that its VQ-VAE was trained on, and moved since."
+    train_model("vqvae", reds, tmp_path / "run")
+    small = changed(reds, data=changed(reds.data, image_size=reds.data.image_size // 2))
+    train_model("cftn", small, tmp_path / "run")
+    (tmp_path / "reds").rename(tmp_path / "moved")
+    result = vqgen("evaluate", "--run", tmp_path / "run", "--count", 4, "--data.source", tmp_path / "moved")
+    assert not result.stderr.count("Traceback") and "PSNR" in result.stdout, result.stderr
+
+
+def test_a_vqvae_trained_further_names_the_priors_first(source, tmp_path, capsys):
+    run = Path(shutil.copytree(source, tmp_path / "run"))
+    train_model("vqvae", CONFIG, run)
+    assert "will not fit" not in capsys.readouterr().out, "it is done, and stays as it is"
+    longer = changed(CONFIG.vqvae.train, steps=CONFIG.vqvae.train.steps + 2)
+    train_model("vqvae", changed(CONFIG, vqvae=changed(CONFIG.vqvae, train=longer)), run)
+    assert f"transformer, cftn-v2 in {run} will not fit" in capsys.readouterr().out
+    said = refusal(train_model, "transformer", CONFIG, run)
+    assert "another VQ-VAE" in said and str(run / "transformer") in said
+    train_model("transformer", CONFIG, run, fresh=True)
+
+
+def test_a_vqvae_that_knows_other_data_is_told_when_a_prior_is_trained(source, tmp_path, capsys):
+    run = Path(shutil.copytree(source, tmp_path / "run"))
+    train_model("cftn-v2", CONFIG, run)
+    assert "other data" not in capsys.readouterr().out
+    train_model("cftn-v2", OTHER, run, fresh=True)
+    assert f"the VQ-VAE in {run / 'vqvae'} was trained on other data (count " in capsys.readouterr().out
+
+
+def test_without_its_description_a_training_goes_on_from_its_checkpoint(source, tmp_path):
+    run = Path(shutil.copytree(source, tmp_path / "run"))
+    (run / "vqvae/config.json").unlink()
+    train_model("vqvae", CONFIG, run)
+    assert weights(run / "vqvae") == weights(source / "vqvae")
 
 
 @pytest.mark.parametrize("name, section, change, named", [

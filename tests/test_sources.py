@@ -1,5 +1,6 @@
 "Pictures as people have them: read as they are meant, or refused in one sentence that names the file."
 import base64
+import hashlib
 import io
 import json
 import os
@@ -14,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_server import hub_server, variables
 from PIL import Image
 
 from vqgen.config import DataConfig
-from vqgen.data.datasets import read_picture, to_square
+from vqgen.data.datasets import prepare_picture, read_picture, to_square
 from vqgen.data.sources import open_picture, read_source, why_unreadable
 from vqgen.errors import VQGenError
 
@@ -188,6 +190,60 @@ def test_rows_are_named_by_file_and_place(tmp_path, cache):
                      "texts": "5.png", "tars": "01.tar 5"}
 
 
+def noise(seed):
+    "A picture that is another one once it is decoded and encoded again, the bytes of a JPEG."
+    values = np.random.default_rng(seed).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "JPEG")
+    return file.getvalue()
+
+
+NOISE = [*map(noise, range(5)), noise(5)[:90]]   # the last one is broken
+
+
+def noisy(path, column="image"):
+    "A parquet file and a saved set, whose pictures the library would decode."
+    rows = {column: [{"bytes": picture, "path": None} for picture in NOISE], "text": WORDS}
+    features = datasets.Features({column: datasets.Image(), "text": datasets.Value("string")})
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.to_parquet(str(path / "a.parquet"))
+    table.save_to_disk(str(path / "saved"))
+
+
+def test_a_stream_gives_the_bytes_that_lie_in_the_source(tmp_path, cache, monkeypatch):
+    for column in ["image", "jpg"]:
+        noisy(tmp_path / column, column)
+        for name in ["a.parquet", "saved"]:
+            table = read(tmp_path / column / name, cache, streaming=True, image_column=column)[None]
+            assert [row["image"]["bytes"] for row in table] == NOISE
+    monkeypatch.setattr("test_sources.PICTURES", NOISE)
+    table = read(tar(tmp_path / "a.tar", suffix="TXT"), cache, streaming=True)[None]
+    assert [row["image"]["bytes"] for row in table] == NOISE
+
+
+ASK_FOR_A_FOLDER = """
+import hashlib, os
+from vqgen.config import DataConfig
+from vqgen.data.sources import read_source
+for row in read_source(DataConfig(source="who/what", streaming=True))[None]:
+    print(hashlib.sha256(row["image"]["bytes"]).hexdigest(), *row["captions"], sep=",")
+"""
+
+
+def test_a_folder_of_pictures_on_the_hub_is_streamed_as_it_lies_there(tmp_path):
+    folder = tmp_path / "hub" / "datasets" / "who" / "what" / "train"
+    folder.mkdir(parents=True)
+    for i, picture in enumerate(NOISE): (folder / f"{i}.jpg").write_bytes(picture)
+    lines = [json.dumps({"file_name": f"{i}.jpg", "text": word}) for i, word in enumerate(WORDS)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    command = [sys.executable, "-c", ASK_FOR_A_FOLDER]
+    with hub_server(tmp_path / "hub") as server:
+        environment = variables(tmp_path / "home", server.endpoint)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    rows = [f"{hashlib.sha256(picture).hexdigest()},{word}" for picture, word in zip(NOISE, WORDS)]
+    assert done.stdout.splitlines() == rows, done.stderr
+
+
 # The Hub
 
 def hub(monkeypatch, answer):
@@ -286,10 +342,12 @@ def one(folder, cache, texts, **options):
     {"metadata.csv": "file_name\ttext\na.png\ta red, big thing\n"},
     {"metadata.csv": "sep=;\r\nfile_name;text\r\na.png;a red, big thing\r\n"},
     {"metadata.csv": 'text,file_name\n"a red, big thing", a.png\n\n'},
+    {"metadata.csv": 'file_name,text\na.png,"a red, big thing"\n,\n , \n'},
+    {"metadata.csv": 'file_name,text\na.png,"a red,\r\n  big thing"\n'},
     {"metadata.jsonl": '\ufeff{"file_name": "a.png", "text": "a red, big thing"}\r\n'},
 ])
 def test_a_caption_is_read_whole_and_without_marks(texts, tmp_path, cache):
-    assert one(tmp_path / "set", cache, texts) == ["a red, big thing"]
+    assert " ".join(one(tmp_path / "set", cache, texts)[0].split()) == "a red, big thing"
 
 
 def test_a_long_field_is_read_whole(tmp_path, cache):
@@ -305,6 +363,13 @@ def test_another_encoding_is_declared_or_refused(tmp_path, cache):
     table = "file_name,text\na.png,caf\u00e9\n".encode("utf-16")
     assert one(tmp_path / "wide", cache, {"metadata.csv": table}, encoding="utf-16") == ["caf\u00e9"]
     fails(tmp_path / "wide", cache, "metadata.csv", "utf-16")
+    for text in [b"a fox", b"even"]:   # any text of even length can be read as UTF-16
+        fails(write_pictures(tmp_path / "no", {"0.txt": text}), cache, "to utf-8", encoding="utf-16")
+    write_pictures(tmp_path / "le", {"0.txt": "a fox".encode("utf-16-le")})
+    fails(tmp_path / "le", cache, "0.txt", "utf-16-le")
+    table = "\ufefffile_name,text\na.png,caf\u00e9\n".encode("utf-16-le")
+    assert one(tmp_path / "le2", cache, {"metadata.csv": table}, encoding="utf-16-le") == ["caf\u00e9"]
+    fails(tmp_path / "le2", cache, "data.encoding", encoding="utf\0")
     words = [b"a", "caf\u00e9".encode("latin-1")]
     path = write_table(tmp_path / "b.parquet", image=PICTURES[:2], text=words)
     assert captions(path, cache, encoding="latin-1") == [["a"], ["caf\u00e9"]]
@@ -321,7 +386,8 @@ def test_another_encoding_is_declared_or_refused(tmp_path, cache):
     ("jsonl", '{"file_name": "a.png", "text": {"raw": "a hen"}}', ["line 1", "data.caption_column"]),
     ("jsonl", '{"file_name": "a.png", "text": "\\ud800"}', ["line 1", "half a character"]),
     ("jsonl", '{"file_name": "\\ud800.png", "text": "a hen"}', ["ud800", "rename"]),
-    ("jsonl", '{"file_name": null, "text": "a hen"}', ["line 1", "file name"]),
+    ("jsonl", '{"file_name": null, "text": "a hen"}', ["line 1", "file name", "delete"]),
+    ("csv", "file_name,text,text\na.png,a hen,a cock\n", ["two columns 'text'"]),
     ("csv", "file_name,text\n../x.png,a hen\n", ["row 2", "'../x.png'", "outside"]),
     ("csv", "file_name,text\n/etc/passwd,a hen\n", ["row 2", "'/etc/passwd'", "outside"]),
     ("csv", "file_name,text\n", ["no captioned pictures"]),
@@ -346,7 +412,10 @@ TEXT, LABEL = datasets.Value("string"), datasets.ClassLabel(names=["cat", "dog"]
 
 @pytest.mark.parametrize("feature, values, expected", [
     (datasets.Sequence(TEXT), [["a fox", None, "a red fox"], [], None], [["a fox", "a red fox"], [""], [""]]),
-    (LABEL, [1, 0, None], [["dog"], ["cat"], [""]]), (datasets.Sequence(LABEL), [[1, 0]], [["dog", "cat"]]),
+    (LABEL, [1, 0, None, -1], [["dog"], ["cat"], [""], [""]]),
+    (datasets.Value("float64"), [1.5, float("nan")], [["1.5"], [""]]),
+    (datasets.Sequence(datasets.Value("float32")), [[float("nan"), 2]], [["2.0"]]),
+    (datasets.Sequence(LABEL), [[1, 0]], [["dog", "cat"]]),
     (datasets.Value("int64"), [7, None], [["7"], [""]]), (datasets.Value("large_string"), ["a"], [["a"]]),
     (datasets.Value("binary"), [b"\xef\xbb\xbfa fox"], [["a fox"]]), (datasets.Value("null"), [None], [[""]]),
 ])
@@ -359,6 +428,13 @@ def test_records_are_no_captions(tmp_path, cache):
     for number, value in enumerate([{"raw": "a fox"}, [{"raw": "a fox"}], [["a fox"]]]):
         path = write_table(tmp_path / f"{number}.parquet", image=PICTURES[:1], text=[value])
         fails(path, cache, f"{number}.parquet", "'text'", "records", "data.caption_column")
+
+
+def test_a_label_without_a_name_is_named(tmp_path, cache):
+    table = pq.read_table(typed(tmp_path / "a.parquet", LABEL, [0, 1]))
+    table = table.set_column(1, "text", pa.array([0, 5])).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(table, tmp_path / "a.parquet")
+    fails(tmp_path / "a.parquet", cache, "a.parquet row 1", "label 5")
 
 
 def test_a_saved_set_is_read_whatever_its_format(tmp_path, cache):
@@ -424,6 +500,7 @@ def test_a_row_finds_its_picture_however_its_path_is_written(tmp_path, cache):
 @pytest.mark.parametrize("layout, splits", [
     (["train/0", "validation/0"], ["train", "validation"]),
     (["train/0", "val/0", "test/0"], ["train", "validation"]),
+    (["Train/0", "Testing/0"], ["train", "validation"]),
     (["train/0", "extra/0"], [None]), (["cats/0", "test/0"], [None]),
 ])
 def test_sub_folders_are_splits(layout, splits, tmp_path, cache):
@@ -447,7 +524,8 @@ def test_a_split_without_captions_is_named(tmp_path, cache):
 
 @pytest.mark.parametrize("names, splits", [
     (["data/train-00000-of-00001", "data/test-00000-of-00001-ab12"], ["train", "validation"]),
-    (["train", "valid"], ["train", "validation"]), (["training/a", "dev/a"], ["train", "validation"]),
+    (["train", "valid"], ["train", "validation"]), (["Train", "TEST"], ["train", "validation"]),
+    (["training/a", "dev/a"], ["train", "validation"]),
     (["faces", "retrain"], [None]),
 ])
 def test_files_are_splits_by_their_names(names, splits, tmp_path, cache):
@@ -516,6 +594,59 @@ def test_file_names_in_a_table_count_from_its_folder(tmp_path, cache):
     write_pictures(tmp_path / "set" / "img")
     path = write_table(tmp_path / "set" / "a.parquet", image=["img/1.png", "img/2.png"], text=["a", "b"])
     for streaming in (False, True): assert shades(read(path, cache, streaming=streaming)[None]) == [10, 20]
+
+
+@pytest.mark.parametrize("values", [[".\\img\\1.png", "img\\2.png"],
+                                    [{"bytes": None, "path": "img/1.png"},
+                                     {"bytes": PICTURES[2], "path": "x"}]])
+def test_a_path_in_a_table_never_counts_from_where_we_are(values, tmp_path, cache, monkeypatch):
+    write_pictures(tmp_path / "set" / "img")
+    (tmp_path / "here" / "img").mkdir(parents=True)
+    (tmp_path / "here" / "img" / "1.png").write_bytes(PICTURES[5])
+    monkeypatch.chdir(tmp_path / "here")
+    path = write_table(tmp_path / "set" / "a.parquet", image=values, text=["a", "b"])
+    for streaming in (False, True): assert shades(read(path, cache, streaming=streaming)[None]) == [10, 20]
+
+
+def test_one_column_is_not_both(tmp_path, cache):
+    fails(write_table(tmp_path / "a.parquet"), cache, "both 'text'", "image, text", image_column="text")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n"
+
+
+def test_files_that_git_has_not_fetched_are_named(tmp_path, cache):
+    for name in ["train-00000-of-00001.parquet", "a.tar", "b.arrow"]:
+        (tmp_path / name).write_bytes(POINTER)
+        fails(tmp_path / name, cache, name, "git lfs pull")
+    with pytest.raises(ValueError, match="git lfs pull"): open_picture({"bytes": POINTER, "path": None})
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, cache):
+    os.mkfifo(tmp_path / "pipe")
+    write_pictures(tmp_path / "set", {"0.txt": "a fox"})
+    (tmp_path / "set" / "9.png").symlink_to(tmp_path / "pipe")
+    images = [row["image"] for row in read(tmp_path / "set", cache)[None]]
+    assert [prepare_picture(image, 8)["fault"] for image in images] == [""] * 6 + ["it is a device or a pipe"]
+    (tmp_path / "set" / "1.txt").symlink_to(tmp_path / "pipe")
+    fails(tmp_path / "set", cache, "1.txt", "pipe")
+
+
+def test_files_that_do_not_fit_together_say_so(tmp_path, cache):
+    write_table(tmp_path / "a" / "1.parquet")
+    write_table(tmp_path / "a" / "2.parquet", image=PICTURES, label=WORDS)
+    fails(tmp_path / "a", cache, "columns differ", "pattern")
+    with tarfile.open(tar(tmp_path / "b.tar"), "a") as file: file.addfile(tarfile.TarInfo("late.png"))
+    assert len(captions(tmp_path / "b.tar", cache)) == 7
+    with tarfile.open(tmp_path / "c.tar", "w") as file:
+        for name in ["1.png", "1.txt", "2.jpg", "2.txt"]: file.addfile(tarfile.TarInfo(name))
+    fails(tmp_path / "c.tar", cache, "c.tar", "1.jpg and 1.txt")
+    with tarfile.open(tmp_path / "d.tar", "w") as file:
+        for name, data in [("1.png", PICTURES[0]), ("1.txt", b"caf\xe9")]:
+            note = tarfile.TarInfo(name)
+            note.size = len(data)
+            file.addfile(note, io.BytesIO(data))
+    fails(tmp_path / "d.tar", cache, "d.tar", "utf-8", encoding="latin-1")
 
 
 def test_other_columns_are_no_pictures(tmp_path, cache):

@@ -87,7 +87,8 @@ def _check_key(key):
 
 def _spelled_out(key, model):
     "The keys that `key` stands for: `train.x` for x in every training section of `model`, else itself."
-    if not model or not key.startswith("train."): return [key]
+    if not key.startswith("train."): return [key]
+    if not model: raise VQGenError(f"--{key} is for vqgen train: say here of which model, --vqvae.{key}")
     return [f"{section_key(model)}.{stage}.{key.removeprefix('train.')}" for stage in training_stages(model)]
 
 def parse_overrides(arguments, model=None):
@@ -220,6 +221,7 @@ def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: Pri
     outs = [numbered(out, i) for i in range(len(repeated))] if single else [out]
     for path in outs: check_out(path, overwrite)
     check_out(film, overwrite, FILMS)
+    if film and film in outs: raise VQGenError(f"--out and --film are both {film}: name two files")
     from vqgen.pipeline import Pipeline, check_captions
     from vqgen.viz import to_pil
     check_captions(captions)
@@ -268,7 +270,7 @@ CaptionArgument = Annotated[str, typer.Argument(help="What the whole picture sha
 MaskOption = Annotated[Path, option("A picture file: what is white in it is painted anew.")]
 
 # %% ../nbs/87_cli.ipynb #87c10006
-@app.command(epilog=example("inpaint face.png 'a red hat' --mask top.png --run avatars-hour"))
+@app.command(epilog=example("inpaint face.png 'a person with a red hat' --mask top.png"))
 def inpaint(picture: PictureArgument, caption: CaptionArgument, mask: MaskOption, run: RunOption = RUN,
             prior: PriorOption = None, num_images: CountOption = 4, seed: SeedOption = 0,
             out: OutOption = None, overwrite: OverwriteOption = False):
@@ -307,7 +309,7 @@ def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption
 FIGURES = {   # what `experiment.measure` gives, in words
     "psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity",
     "milliseconds": "ms for a picture", "stated": "stated all right",
-    "ceiling": "stated right, real pictures", "in_range": "in range", "accuracy": "prompt accuracy",
+    "ceiling": "stated right, true pictures", "in_range": "in range", "accuracy": "prompt accuracy",
     "captions": "captions right"}
 
 def print_figures(figures):
@@ -320,16 +322,16 @@ HeldOutOption = Annotated[int, option("Held-out captions to draw.")]
 PublishedOption = Annotated[
     bool, option("FID, KID and CLIP score as well: fetches their weights.", "--published")]
 
-@app.command(epilog=example("evaluate --run avatars-hour --count 200"))
-def evaluate(run: RunOption = RUN, prior: PriorOption = None, count: HeldOutOption = 200,
-             published: PublishedOption = False):
-    "Measure a run on held-out captions. PSNR, codebook, time, distances; of avatars also accuracy."
+@app.command(context_settings=OVERRIDES, epilog=example("evaluate --run avatars-hour --count 200"))
+def evaluate(context: typer.Context, run: RunOption = RUN, prior: PriorOption = None,
+             count: HeldOutOption = 200, published: PublishedOption = False):
+    "Measure a run on held-out captions. --data.source NAME says where the data lie now, if they were moved."
     if count < 2: raise VQGenError(f"--count must be at least 2, not {count}: sets of pictures are compared")
     from vqgen import experiment
     from vqgen.evaluation import distances
-    from vqgen.pipeline import Pipeline, find_run
-    pipeline = Pipeline.from_pretrained(run, prior)
-    config = load_config(find_run(run) / "vqvae" / "config.yaml")
+    from vqgen.pipeline import Pipeline, find_run, prior_name
+    pipeline, folder = Pipeline.from_pretrained(run, prior), find_run(run)
+    config = load_config(folder / prior_name(folder, prior) / "config.yaml", parse_overrides(context.args))
     data, validation = experiment.load_splits(config)
     spaces, notes = distances.feature_spaces(pipeline.device)
     judge = experiment.load_judge(run, data, validation, pipeline.vqvae, config.classifier.train)
@@ -374,7 +376,9 @@ def demo(context: typer.Context, config: ConfigOption = "avatars", run: DemoRunO
 @app.command(name="config", context_settings=OVERRIDES, epilog=example("config avatars > mine.yaml"))
 def show_config(context: typer.Context, config: ConfigArgument = "avatars"):
     "Print a config with every key written out."
-    print(dump_config(load_config(config, parse_overrides(context.args))), end="")
+    arguments = context.args
+    if config.startswith("--"): config, arguments = "avatars", [config, *arguments]   # no name was given
+    print(dump_config(load_config(config, parse_overrides(arguments))), end="")
 
 # %% ../nbs/87_cli.ipynb #87c10007
 RunArgument = Annotated[str, typer.Argument(help="The run folder, or avatars-hour.")]

@@ -21,12 +21,12 @@ def samples_folder(run):
     run = Path(run).expanduser()
     return run / "samples" if (run / "vqvae").is_dir() else Path("samples") / run
 
-def new_name(folder, caption, seed, options, suffix=".png"):
+def new_name(folder, caption, seed, options):
     "A file in `folder` that is not there yet, named after `caption`, the `seed` and a hash of all `options`."
     words = "-".join(re.findall(r"\w+", caption))[:40] or "empty"
     stem = f"{words}-s{seed}-{hashlib.sha256(repr((caption, options)).encode()).hexdigest()[:6]}"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(path for path in (folder / f"{name}{suffix}" for name in names) if not path.exists())
+    return next(path for path in (folder / f"{name}.png" for name in names) if not path.exists())
 
 def numbered(out, number):
     "The path `out` with `-<number>` before its suffix; None stays None."
@@ -49,6 +49,7 @@ def check_out(out, overwrite=False, formats=FORMATS):
 def save_picture(picture, path):
     "Write the Pillow `picture` in the format that the name of `path` asks for."
     form = FORMATS[path.suffix.lower()]
+    if form == "JPEG": picture = picture.convert("RGB")   # which knows no transparency
     write_atomically(path, lambda temporary: picture.save(temporary, format=form))
 
 # %% ../nbs/88_pictures.ipynb #88000013

@@ -22,12 +22,12 @@ import numpy as np
 import platformdirs
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from ..config import DRAWN
 from .avatars import avatar_examples, hold_out
-from .contents import content_facts, recalled, short_hash, write_json
+from .contents import content_facts, left_out, recalled, short_hash, write_json
 from .emoji import emoji_examples
 from .mapped import MappedPictures, open_table, rows_at_once, write_rows
 from .sources import open_picture, read_source, why_unreadable
@@ -92,6 +92,12 @@ def _drawn_examples(config):
     if config.style == "pixel-art": return avatar_examples(config.count, size, fraction)
     return style_examples(config.count, size, config.style, fraction)
 
+def _read_bytes(path):
+    "The bytes of file `path`; raises `OSError` or `ValueError` where that is none."
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise ValueError("it is a device or a pipe")   # which might never end
+    return Path(path).read_bytes()
+
 # %% ../../nbs/60_data.datasets.ipynb #7d530f44
 def _pixels(picture, size):
     "The bytes of a Pillow picture as a square: 3 x `size` x `size`, the channels first."
@@ -101,11 +107,13 @@ def prepare_picture(image, size):
     "The columns that follow from `image`, a dict of the bytes of a picture, or its path."
     row = {"pixels": b"", "width": 0, "height": 0, "digest": "", "fault": ""}
     try:
+        image = image or {"bytes": None, "path": None}
         data = image["bytes"]
-        if data is None and image["path"]: data = Path(image["path"]).read_bytes()
+        if data is None and image["path"]: data = _read_bytes(image["path"])
         row["digest"] = hashlib.sha256(data or b"").hexdigest()
         picture = open_picture({"bytes": data, "path": image["path"]})
-        row["width"], row["height"] = picture.size
+        is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)   # on its side
+        row["width"], row["height"] = picture.size[::-1] if is_turned else picture.size
         row["pixels"] = _pixels(picture, size)
     except Exception as fault: row["fault"] = why_unreadable(fault)   # Pillow fails in a dozen ways
     return row
@@ -227,6 +235,7 @@ def _facts(config, names, columns, splits):
     "What was found: a dict for `facts.json`; `splits` has the split of each row, None for broken ones."
     good = [i for i, split in enumerate(splits) if split]
     captions = [columns["captions"][i] for i in good]
+    texts = [words for words in itertools.chain.from_iterable(captions) if words]
     keys = [(columns["digest"][i], columns["captions"][i], splits[i]) for i in good]
     is_built_in = config.source in DRAWN
     settings = stream_settings(config)
@@ -235,9 +244,10 @@ def _facts(config, names, columns, splits):
             "widths": _middle(columns["width"][i] for i in good),
             "heights": _middle(columns["height"][i] for i in good),
             "smaller": sum(min(columns["width"][i], columns["height"][i]) < config.image_size for i in good),
-            "words": _middle(len(words[0].split()) for words in captions),
+            "words": _middle(len(words.split()) for words in texts),
             "captions": _middle(map(len, captions)), "empty": sum(not any(words) for words in captions),
-            "different": len({words[0].lower() for words in captions}),
+            "different": len({words.lower() for words in texts}),
+            "left_out": [] if is_built_in else left_out(config, columns["name"]),
             "broken": [f"{name}: {fault}" for name, fault in zip(columns["name"], columns["fault"]) if fault],
             "fingerprint": _built_in_hash(config) if is_built_in else short_hash([settings, keys])}
 
@@ -256,15 +266,17 @@ def _finish(config, folder, names, splits):
     _check_broken(config, facts)
     for split, count in facts["splits"].items():
         if not count:
-            raise VQGenError(f"{config.source}: of {len(whole)} examples none falls into the {split} split: "
-                             "give more examples, or change data.validation_fraction")
+            alike = len(whole) > 1 and len({groups[i] for i in whole}) == 1
+            why = " (all have one caption, and equal captions stay together)" if alike else ""
+            raise VQGenError(f"{config.source}: of {len(whole)} examples none falls into the {split} split"
+                             f"{why}: give others, or change data.validation_fraction")
         np.save(folder / f"{split}.npy", [i for i in whole if final[i] == split])
     write_json(folder / "facts.json", facts)
     return facts
 
 # %% ../../nbs/60_data.datasets.ipynb #9f227cef
 def _range(low, middle, high):
-    return f"{low} to {high}, mostly about {middle}" if low != high else f"{low}"
+    return f"{low} to {high}, median {middle}" if low != high else f"{low}"
 
 def describe_facts(facts):
     "What was found in a data set and decided about it, a few lines of text; `facts` are those of its build."
@@ -279,6 +291,7 @@ def describe_facts(facts):
     if facts["captions"][2] > 1: lines.append(f"            {ranges['captions']} a picture, drawn anew")
     if facts["empty"]:
         lines.append(f"            {facts['empty']:,} without words, learned without a caption")
+    lines += [f"  left out  {words}" for words in facts["left_out"]]
     for fault in facts["broken"][:3]: lines.append(f"  skipped   {fault}")
     if len(facts["broken"]) > 3: lines.append(f"            and {len(facts['broken']) - 3} more")
     return "\n".join(lines)
@@ -300,8 +313,8 @@ def _build(config, folder):
 # %% ../../nbs/60_data.datasets.ipynb #60b00062
 _RANGE = [int, int, int]   # the least, the middle one, the greatest
 _FACTS = {"source": str, "fingerprint": str, "rows": int, "image_size": int, "smaller": int, "empty": int,
-          "different": int, "files": list, "broken": list, "widths": _RANGE, "heights": _RANGE,
-          "words": _RANGE, "captions": _RANGE, "splits": {"train": int, "validation": int}}
+          "different": int, "files": list, "broken": list, "left_out": list, "widths": _RANGE,
+          "heights": _RANGE, "words": _RANGE, "captions": _RANGE, "splits": {"train": int, "validation": int}}
 
 def _is_fact(value, kind):
     "Whether `value` is of the `kind` that `_FACTS` tells; numbers are not negative, texts can be printed."
@@ -332,7 +345,7 @@ def build_data(config):
 
 def read_facts(folder):
     "The facts of the set in `folder`; raises `VQGenError` where they are damaged."
-    facts = recalled(folder / "facts.json", limit=2**24)
+    facts = {"left_out": [], **recalled(folder / "facts.json", limit=2**24)}   # sets built before lack it
     if _is_fact(facts, _FACTS) and all(Path(name).name == name for name in facts["files"]): return facts
     raise VQGenError(f"{folder}/facts.json is damaged: delete the folder, and it is built again")
 

@@ -6,6 +6,7 @@
 __all__ = ['open_picture', 'why_unreadable', 'read_source']
 
 # %% ../../nbs/64_data.sources.ipynb #a22eeb65
+import codecs
 import csv
 import glob
 import io
@@ -16,6 +17,7 @@ import tarfile
 import textwrap
 import unicodedata
 from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
@@ -24,8 +26,11 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import VQGenError
+from ..files import open_file
 
 # %% ../../nbs/64_data.sources.ipynb #e247f8ff
+_POINTER = b"version https://git-lfs"   # what lies in place of a file that Git LFS has not fetched
+
 def open_picture(image):
     """The Pillow picture of `image`, a dict with its `bytes` or else its `path`.
 
@@ -33,6 +38,7 @@ def open_picture(image):
     """
     Image.init()
     formats = [name for name in Image.OPEN if name not in ("EPS", "WMF")]
+    if (image["bytes"] or b"").startswith(_POINTER): raise ValueError("not here yet: git lfs pull fetches it")
     if image["bytes"] is not None: return Image.open(io.BytesIO(image["bytes"]), formats=formats)
     if image["path"] is None: raise ValueError("there is no picture")
     return Image.open(image["path"], formats=formats)
@@ -50,23 +56,33 @@ def why_unreadable(fault):
 # %% ../../nbs/64_data.sources.ipynb #a96124ef
 def _decode(data, encoding, where):
     "The text of the bytes `data` of the file or row `where`; raises `VQGenError` if it has another encoding."
-    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"): encoding = "utf-8-sig"   # drops the mark
-    try: return data.decode(encoding)
-    except LookupError: raise VQGenError(f"data.encoding {encoding!r} is no text encoding: "
-                                         "give utf-8, cp1252 or another that Python knows") from None
-    except UnicodeError:
-        likely = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "cp1252 (Windows) or latin-1"
-        raise VQGenError(f"{where} is not text in {encoding.removesuffix('-sig')}: set data.encoding, "
-                         f"perhaps to {likely}, or save it again") from None
+    is_utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+    has_mark = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    likely = "utf-8"
+    if is_utf8: encoding, likely = "utf-8-sig", "cp1252 (Windows) or latin-1"   # the first drops the mark
+    if has_mark: likely = "utf-16"
+    try:
+        text = data.decode(encoding).removeprefix("\ufeff")
+        is_any = codecs.lookup(encoding).name == "utf-16" and not has_mark   # then all bytes would do
+        if "\0" in text: likely = "utf-16-le"   # each second byte of it is zero
+        elif not is_any or not data: return text
+    except UnicodeError: pass
+    except (LookupError, ValueError):
+        raise VQGenError(f"data.encoding {encoding!r} is no text encoding: "
+                         "give utf-8, cp1252 or another that Python knows") from None
+    raise VQGenError(f"{where} is not text in {encoding.removesuffix('-sig')}: set data.encoding, "
+                     f"perhaps to {likely}, or save it again")
+
+def _is_missing(value): return value is None or value != value   # pandas writes NaN for it
 
 def _captions(value, encoding, where):
     "The captions in `value`: a string, a number, bytes, None or a list of them; at least one string."
     if isinstance(value, list):
         if any(isinstance(part, list) for part in value):
             raise VQGenError(f"{where} holds lists in a list: make it a list of strings")
-        parts = [_captions(part, encoding, where)[0] for part in value if part is not None]
+        parts = [_captions(part, encoding, where)[0] for part in value if not _is_missing(part)]
         return parts or [""]
-    if value is None: return [""]
+    if _is_missing(value): return [""]
     if isinstance(value, bytes): value = _decode(value, encoding, where)
     if isinstance(value, (int, float)): value = str(value)
     if not isinstance(value, str):
@@ -87,6 +103,9 @@ def _check_columns(config, features, where):
         column = getattr(config, key)
         if column in features: continue
         raise VQGenError(f"{where} has no column {column!r}: set data.{key} to one of {names}")
+    if config.image_column == config.caption_column:
+        raise VQGenError(f"data.image_column and data.caption_column are both {config.image_column!r}: "
+                         f"set them to two of {names}")
     image = features[config.image_column]
     kinds = {"binary", "large_binary", "binary_view", "string", "large_string", "string_view"}
     packed = isinstance(image, dict) and "bytes" in image and set(image) <= {"bytes", "path"}
@@ -106,31 +125,61 @@ def _row_name(files, i):
     name, first = files[bisect_right([first for _, first in files], i) - 1]
     return f"{name} row {i - first}"
 
+def _words(value, labels, where):
+    "The `value` of a caption, in which numbers became the words that `labels`, if any, have for them."
+    if labels is None or value is None: return value
+    if isinstance(value, list): return [_words(part, labels, where) for part in value]
+    if value < len(labels): return labels[value] if value >= 0 else None   # -1: nobody knows
+    raise VQGenError(f"{where} has label {value}, but names are there for {len(labels)} only: mend it")
+
 def _describe_rows(batch, indices, files, encoding, labels=None):
     "The columns `captions` and `name` of a `batch`; `labels` are the words that numbers stand for."
     names = [_row_name(files, i) for i in indices]
     if "__key__" in batch:   # of a webdataset
         shards = [os.path.basename(url) for url in batch["__url__"]]
         names = [f"{shard} {key}" for shard, key in zip(shards, batch["__key__"])]
-    def word(value):
-        if isinstance(value, list): return [word(part) for part in value]
-        return labels[value] if labels and value is not None and value >= 0 else value
-    pairs = zip(map(word, batch["captions"]), names)
-    return {"captions": [_captions(value, encoding, name) for value, name in pairs], "name": names}
+    pairs = zip(batch["captions"], names)
+    captions = [_captions(_words(value, labels, name), encoding, name) for value, name in pairs]
+    return {"captions": captions, "name": names}
 
 # %% ../../nbs/64_data.sources.ipynb #a8e78e46
 _NO_FILE = "[a-z0-9]+://|data:|iVBORw0KGgo|/9j/|R0lGOD|UklGR"   # addresses; how pictures begin in base64
 
 def _locate(batch, indices, folder, files):
-    "The column `image` of a `batch` of file names, relative to `folder`; raises `VQGenError` for others."
-    images = []
+    """The column `image` of a `batch` with paths that lead somewhere; those of files count from `folder`.
+
+    Raises `VQGenError` for file names that are none.
+    """
     for value, i in zip(batch["image"], indices):
-        if value is not None and (re.match(_NO_FILE, value) or len(value) > 1000):
-            kind = "a web address" if re.match("[a-z0-9]+://", value) else "encoded bytes"
-            raise VQGenError(f"{_row_name(files, i)} holds {kind}, not a picture: download or decode the "
-                             "pictures first, to files or to a column of bytes")
-        images.append({"bytes": None, "path": value and os.path.join(folder, value)})
-    return {"image": images}
+        if isinstance(value, str): _check_file_name(value, _row_name(files, i))
+    with ThreadPoolExecutor(16) as pool:   # many may come from the Hub
+        return {"image": list(pool.map(partial(_find_picture, folder=folder), batch["image"]))}
+
+def _check_file_name(value, where):
+    if not re.match(_NO_FILE, value) and len(value) <= 1000: return
+    kind = "a web address" if re.match("[a-z0-9]+://", value) else "encoded bytes"
+    raise VQGenError(f"{where} holds {kind}, not a picture: download or decode the pictures first, to files "
+                     "or to a column of bytes")
+
+def _find_picture(image, folder):
+    "The `image`, a dict or a path, with its path relative to `folder`, or fetched where that is of the Hub."
+    if not isinstance(image, dict): image = {"bytes": None, "path": image}
+    path = image["path"]
+    if image["bytes"] is not None or not path: return image
+    if re.match("([a-z]+://[^:]*::)?hf://", path):
+        from datasets.utils.file_utils import xopen
+        with xopen(path, "rb") as file: return {"bytes": file.read(), "path": path}
+    place = os.path.join(folder, path)
+    if "\\" in path and not os.path.exists(place): place = place.replace("\\", "/")   # as Windows writes it
+    return {"bytes": None, "path": place}
+
+def _lacks_bytes(table):
+    "Whether some picture in the column `image` of `table`, a `Dataset`, has a path alone."
+    import pyarrow.compute as pc
+    for chunk in table.data.column("image").chunks:
+        data, paths = pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path")
+        if pc.any(pc.and_(pc.is_null(data), pc.is_valid(paths))).as_py(): return True
+    return False
 
 # %% ../../nbs/64_data.sources.ipynb #3daa58e4
 def _features():
@@ -147,17 +196,20 @@ def _three_columns(config, table, files, folder):
     image, caption = config.image_column, config.caption_column
     features, kind = table.features, getattr(table.features[image], "dtype", "")
     keys = [key for key in ["__key__", "__url__"] if key in features]
+    if isinstance(features[image], datasets.Image):   # else a stream decodes each picture and encodes it anew
+        table = table.cast_column(image, datasets.Image(decode=False))
     table = table.with_format(None).select_columns([image, caption, *keys])
     names = {image: "image", caption: "captions"}
     table = table.rename_columns({old: new for old, new in names.items() if old != new})
-    streams, small = isinstance(table, datasets.IterableDataset), {"keep_in_memory": True}
-    options = {"batched": True, "with_indices": True, **({} if streams else small)}
+    streams = isinstance(table, datasets.IterableDataset)
+    options = {"batch_size": 64} if streams else {"keep_in_memory": True}
+    options |= {"batched": True, "with_indices": True}
     columns = _features()
-    if "string" in kind:
+    if kind == "binary_view": table = table.cast_column("image", datasets.Value("binary"))
+    if "string" not in kind: table = table.cast_column("image", columns["image"])
+    if "string" in kind or "binary" not in kind and (streams or _lacks_bytes(table)):
         known = datasets.Features({**table.features, "image": columns["image"]})
         table = table.map(partial(_locate, folder=folder, files=files), features=known, **options)
-    if kind == "binary_view": table = table.cast_column("image", datasets.Value("binary"))
-    table = table.cast_column("image", columns["image"])
     label = getattr(features[caption], "feature", features[caption])
     describe = partial(_describe_rows, files=files, encoding=config.encoding,
                        labels=getattr(label, "names", None))
@@ -168,22 +220,23 @@ def _three_columns(config, table, files, folder):
     return datasets.concatenate_datasets([table.select_columns(["image"]), texts], axis=1)
 
 # %% ../../nbs/64_data.sources.ipynb #6e447781
-def _own_splits(names):
-    "A dict from a source's split names to ours; None stands for 'split it yourself'."
-    held = next((name for name in ["validation", "valid", "val", "dev", "test"] if name in names), None)
-    if held and "train" in names: return {"train": "train", held: "validation"}
-    return dict.fromkeys(names)
-
-# %% ../../nbs/64_data.sources.ipynb #8adf2b39
 _SPLIT_WORDS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
                 "val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test",
                 "evaluation": "test"}
 
+def _own_splits(names):
+    "A dict from a source's split names to ours; None stands for 'split it yourself'."
+    kinds = {_SPLIT_WORDS.get(name.lower()): name for name in sorted(names, reverse=True)}
+    held = kinds.get("validation", kinds.get("test"))
+    if held and "train" in kinds: return {kinds["train"]: "train", held: "validation"}
+    return dict.fromkeys(names)
+
+# %% ../../nbs/64_data.sources.ipynb #8adf2b39
 def _file_split(name):
     "The split of the file `name`, relative to its folder: train for `data/train-00000-of-00002.parquet`."
     sharded = re.search(r"(?:^|/)(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*$", name)
-    if sharded: return _SPLIT_WORDS.get(sharded[1], sharded[1])
-    words = re.split(r"[-._ /0-9]+", name)
+    if sharded: return _SPLIT_WORDS.get(sharded[1].lower(), sharded[1])
+    words = re.split(r"[-._ /0-9]+", name.lower())
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "train")
 
 # %% ../../nbs/64_data.sources.ipynb #8f1b0b6e
@@ -229,6 +282,16 @@ def _reason(fault, path="\0"):
     words = (str(fault).replace(path, "it").strip().splitlines() or ["it is damaged"])[0]
     return textwrap.shorten(words, 90, placeholder=" ...").rstrip(".")
 
+def _why_not(fault, root):
+    "Why files below `root` could not be read, and what to do, from the exception `fault` of `datasets`."
+    words = _reason(fault, root)
+    if words.startswith("Couldn't cast"):
+        return "their columns differ; make them alike, or name files that are alike by a pattern"
+    if words.startswith("The TAR archives"):
+        return "its first examples differ in kind; give each the same, such as 1.jpg and 1.txt, side by side"
+    if "'utf-8' codec" in words: return "its captions are not text in utf-8; save them so, and pack it anew"
+    return f"{words}; mend or replace it"
+
 # %% ../../nbs/64_data.sources.ipynb #64b00062
 def _check_arrow(files):
     "Raise `VQGenError` where one of the Arrow `files` is damaged: who reads them believes each number there."
@@ -267,13 +330,16 @@ def _load_files(config, loader, files, root, cache_dir):
         tables = datasets.load_dataset(loader, data_files=paths, streaming=config.streaming,
                                        cache_dir=cache_dir and str(cache_dir))
     except Exception as fault:   # the library's exceptions are many
-        raise VQGenError(f"{config.source} can't be read as {loader}: {_reason(fault, root)}") from None
+        raise VQGenError(f"{config.source} can't be read as {loader}: {_why_not(fault, root)}") from None
     return {split: (table, firsts[split]) for split, table in tables.items()}
 
 def _first_rows(loader, files):
     "Pairs of a file's name and its first row, for `_row_name`; raises `VQGenError` for one that is damaged."
     import pyarrow as pa
     import pyarrow.parquet as pq
+    for file in files:
+        with open_file(file) as opened: is_pointer = opened.read(len(_POINTER)) == _POINTER
+        if is_pointer: raise VQGenError(f"{file} is not here yet: download it with git lfs pull")
     damaged = [file for file in files if loader == "webdataset" and not tarfile.is_tarfile(file)]
     if damaged: raise VQGenError(f"{damaged[0]} is not a tar file, or it is damaged: restore it")
     if loader == "arrow": _check_arrow(files)
@@ -288,13 +354,16 @@ def _first_rows(loader, files):
     return pairs
 
 # %% ../../nbs/64_data.sources.ipynb #f963787d
+_PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+
 def _webdataset_columns(config, features):
     "`config` with the columns of a webdataset: where it names none, the picture's, and `txt` or `caption`."
     import datasets
     changes = {}
-    pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    pictures = [name for name, feature in features.items()
+                if isinstance(feature, datasets.Image) or f".{name.lower()}" in _PICTURES]
     if config.image_column not in features and len(pictures) == 1: changes["image_column"] = pictures[0]
-    texts = [name for name in ["txt", "caption"] if name in features]
+    texts = sorted((name for name in features if name.lower() in ("txt", "caption")), reverse=True)
     if config.caption_column not in features and texts: changes["caption_column"] = texts[0]
     return config.model_copy(update=changes)
 
@@ -316,11 +385,14 @@ def _saved_tables(config, path):
 def _hub_tables(config):
     "The tables of a data set on the Hugging Face Hub."
     import datasets
-    options = {"revision": config.revision or None, "streaming": config.streaming}
-    try: found = datasets.load_dataset(config.source, **options)
+    revision = config.revision or None
+    try:
+        if not config.streaming: return datasets.load_dataset(config.source, revision=revision)
+        builder = datasets.load_dataset_builder(config.source, revision=revision)
+        if hasattr(builder.config, "decode_num_threads"): builder.config.decode_num_threads = 0   # of folders
+        return builder.as_streaming_dataset()
     except Exception as fault:   # network, login, name, format: each library below has its own exceptions
         raise VQGenError(_hub_sentence(config, fault)) from None
-    return found
 
 def _hub_sentence(config, fault):
     "Why the Hub gave no data set, and what to do, from the exception `fault`."
@@ -336,8 +408,6 @@ def _hub_sentence(config, fault):
             "and name the files or folder to read")
 
 # %% ../../nbs/64_data.sources.ipynb #a38efe10
-_PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-
 def _is_hidden(name): return name.startswith(".") or name == "__MACOSX"
 
 def _plain(path):
@@ -359,7 +429,8 @@ def _walk(folder):
 
 def _read_text(path, encoding):
     "The text in file `path`; raises `VQGenError` if it can't be read or decoded."
-    try: data = Path(path).read_bytes()
+    try:
+        with open_file(path) as file: data = file.read()
     except OSError as fault: raise VQGenError(f"check {path}: it can't be read ({fault.strerror})") from None
     return _decode(data, encoding, path)
 
@@ -390,13 +461,16 @@ def _csv_rows(text, where):
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True, skipinitialspace=True)
         header = [name.strip() for name in next(reader, [])]
+        twice = next((name for name in header if name and header.count(name) > 1), None)
+        if twice: raise VQGenError(f"{where} has two columns {twice!r}: rename one")
         for number, row in enumerate(reader, 2):
-            if row and len(row) != len(header):
+            if not any(map(str.strip, row)): continue   # spreadsheets leave such rows behind
+            if len(row) != len(header):
                 name = "a tab" if mark == "\t" else repr(mark)
                 count = "1 field" if len(row) == 1 else f"{len(row)} fields"
                 raise VQGenError(f"{where} row {number} has {count}, {len(header)} expected: "
                                  f"put captions that hold {name} in double quotes")
-            if row: rows.append((number, dict(zip(header, row))))
+            rows.append((number, dict(zip(header, row))))
     except csv.Error as fault:
         raise VQGenError(f"{where} can't be read after row {number}: {_reason(fault)}; "
                          "check its quotes") from None
@@ -410,7 +484,7 @@ def _json_rows(text, where):
         if not line.strip(): continue
         try: row = json.loads(line)
         except (ValueError, RecursionError):
-            raise VQGenError(f"{where} can't be read: line {number} is not valid JSON: mend it") from None
+            raise VQGenError(f"{where} line {number} is not valid JSON: write one object a line") from None
         if not isinstance(row, dict):
             raise VQGenError(f'{where} line {number} is not of the form {{"file_name": ..., ...}}: mend it')
         rows.append((number, row))
@@ -420,7 +494,8 @@ def _json_rows(text, where):
 def _picture_of(row, table, known, where):
     "The picture that `row` of `table` names, a path relative to the folder; `known` finds the files there."
     name = row["file_name"]
-    if not isinstance(name, str) or not name: raise VQGenError(f"{where} has no file name")
+    if not isinstance(name, str) or not name:
+        raise VQGenError(f"{where} has no file name: give it one, or delete it")
     for spelling in (name, name.replace("\\", "/")):   # as Windows writes it
         path = os.path.normpath(os.path.join(table.parent, spelling))
         if os.path.isabs(path) or path.split(os.sep)[0] == "..":
