@@ -30,6 +30,7 @@ from vqgen.priors.brain import BiHemisphericBrain
 from vqgen.training.checkpoints import (
     CHECKPOINT_FILES,
     checkpoints,
+    last_step,
     load_model,
     new_checkpoint,
     save_model,
@@ -94,6 +95,17 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(whole, parts, capsys, na
     assert one_sentence(said) and f"{newest} is damaged ({name}" in said and said.endswith(f"using {before}")
     assert weights(parts) == weights(whole)
     assert [path.name for path in checkpoints(parts / "state/train")] == ["step-00000008", "step-00000009"]
+
+
+def test_a_copy_of_a_checkpoint_is_none_and_stays(whole, parts):
+    "As a careful user makes one, by hand."
+    state = parts / "state/train"
+    for name in ("step-00000004.bak", "step-00000006 (copy)"):
+        shutil.copytree(state / name[:13], state / name)
+    assert last_step(state) == 6
+    train_plain(parts)
+    assert (state / "step-00000004.bak").is_dir() and (state / "step-00000006 (copy)").is_dir()
+    assert weights(parts) == weights(whole)
 
 
 def test_checkpoint_written_again_replaces_the_damaged_one(whole, parts):

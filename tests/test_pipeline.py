@@ -1,11 +1,14 @@
 "Captions in, images out: what a pipeline gives, what it refuses, and that a compiled one gives the same."
 import inspect
+import io
 import json
 import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import CONFIG, coded, refusal, splits
 
 from vqgen.config import section_key
+from vqgen.pictures import check_out
 from vqgen.pipeline import Pipeline, find_run, load_run, mask_grid, seeded_generators
 from vqgen.priors.build import PRIORS, new_prior
 from vqgen.viz import show_captioned
@@ -47,6 +51,13 @@ def test_stream_ends_with_the_codes(name):
     frames = list(pipeline(name).stream(CAPTIONS, seed=1))
     assert frames[-1].shape == (2, 4, 4) and frames[-1].min() >= 0 and frames[-1].dtype == torch.int64
     assert frames[-1].equal(pipeline(name).codes(CAPTIONS, seed=1))
+
+
+def cut_short():
+    "A picture of whose file the end is missing."
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(file, "PNG")
+    return Image.open(io.BytesIO(file.getvalue()[:1500]))
 
 
 @pytest.mark.parametrize("call, part", [
@@ -92,8 +103,46 @@ def test_stream_ends_with_the_codes(name):
     (lambda pipe: pipe.images([]), "at least one"),
     (lambda pipe: pipe.codes([3]), "list of strings"),
     (lambda pipe: pipe.stream([["a face"]]), "list of strings"),
+    (lambda pipe: pipe.encode(torch.zeros(1, 3, 0, 0)), "(1, 3, 0, 0)"),
+    (lambda pipe: pipe.encode(torch.zeros(1, 3, 16, 16, device="meta")), "meta"),
+    (lambda pipe: pipe.encode(torch.zeros(1, 3, 16, 16).to_sparse()), "sparse"),
+    (lambda pipe: pipe.decode(torch.zeros(1, 0, 0).long()), "nothing to decode"),
+    (lambda pipe: pipe.decode(torch.zeros(1, 4, 4, device="meta").long()), "nothing to decode"),
+    (lambda pipe: pipe.inpaint(PICTURE, Image.new("L", (0, 0)), "a face"), "mask"),
+    (lambda pipe: pipe.inpaint(PICTURE, cut_short(), "a face"), "the mask cannot be read"),
+    (lambda pipe: pipe.inpaint(PICTURE, np.array([["left"]]), "a face"), "(4, 4)"),
+    (lambda pipe: pipe.save_pretrained("name" * 100), "too long"),
+    (lambda pipe: pipe.save_pretrained("saved", captions=3), "captions"),
+    (lambda pipe: pipe.save_pretrained("saved", captions=[]), "captions"),
 ])
-def test_what_makes_no_sense_ends_in_a_sentence(call, part): assert part in refusal(call, pipeline("cftn-v2"))
+def test_what_makes_no_sense_ends_in_a_sentence(call, part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert part in refusal(call, pipeline("cftn-v2"))
+    assert not list(tmp_path.iterdir()), "nothing is left half done"
+
+
+@pytest.mark.parametrize("name", ["cftn", "cftn-v2"])
+def test_more_steps_than_codes_end_after_the_last_code(name):
+    assert len(list(pipeline(name).stream(CAPTIONS, steps=10**6))) == 16
+
+
+def test_a_mask_may_be_mirrored():
+    mask = np.tri(4, dtype=bool)
+    again = pipeline("cftn-v2").inpaint(PICTURE, mask[::-1].copy()[::-1], "a face")[0]
+    assert again.tobytes() == pipeline("cftn-v2").inpaint(PICTURE, mask, "a face")[0].tobytes()
+
+
+@pytest.mark.parametrize("name, part", [
+    ("x" * 5000, "too long"), ("~nobody-of-this-name/run", "home"), ("two\nlines", "two lines"),
+    ("https://huggingface.co/me/faces", "owner/name")])
+def test_names_of_no_run_end_in_a_sentence(name, part): assert part in refusal(find_run, name)
+
+
+@pytest.mark.parametrize("name", ["avatars-hour/", "vqgen/avatars-hour/"])
+def test_a_slash_at_the_end_is_no_other_run(name): assert find_run(name) == find_run("vqgen/avatars-hour")
+
+
+def test_a_name_too_long_for_the_disk(): assert "too long" in refusal(check_out, Path("y" * 300 + ".png"))
 
 
 def test_only_some_priors_read():

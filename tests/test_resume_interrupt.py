@@ -1,4 +1,5 @@
 "The stop button and Ctrl-C, in a notebook and in a terminal, in a step and before the first: one true line."
+import functools
 import os
 import re
 import signal
@@ -8,11 +9,13 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from tiny import (
     CONFIG,
+    SHORT,
     Stopping,
     interrupt,
     load_step,
     one_sentence,
     refusal,
+    splits,
     train_plain,
     weights,
     write_config,
@@ -44,6 +47,18 @@ def test_ctrl_c_before_the_first_step(tmp_path):
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="terminals do not say that they are closed")
+def test_a_closed_terminal_loses_nothing(tmp_path):
+    "What is done is saved first; under nohup the training does not even hear of it."
+    stopping = functools.partial(Stopping, at=3, number=signal.SIGHUP)
+    assert "stopped at step" in refusal(train_plain, tmp_path, stopping)
+    assert load_step(tmp_path) >= 2
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try: train_plain(tmp_path, stopping)
+    finally: signal.signal(signal.SIGHUP, before)
+    assert load_step(tmp_path) == SHORT.steps
+
+
 def test_ctrl_c_while_the_data_is_prepared(own_caches, tmp_path, monkeypatch):
     "Of a VQ-VAE and of a prior, new ones and such as go on."
     def pressed(config): signal.raise_signal(signal.SIGINT)
@@ -55,6 +70,18 @@ def test_ctrl_c_while_the_data_is_prepared(own_caches, tmp_path, monkeypatch):
             assert_nothing_lost(refusal(start), tmp_path / name)
         start()
     assert load_step(tmp_path / "lstm", "lstm") == 4
+
+
+def test_a_prior_of_an_unfinished_vqvae_is_told(own_caches, tmp_path, monkeypatch, capsys):
+    "It is in vain when the VQ-VAE goes on afterwards."
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "load_splits", lambda config: [Stopping(split, 2) for split in splits()])
+        refusal(train_vqvae, CONFIG, tmp_path)
+    train_prior_in("lstm", CONFIG, tmp_path)
+    assert re.search("is at step [23] of 4: a prior that is trained now", capsys.readouterr().out)
+    train_vqvae(CONFIG, tmp_path)
+    train_prior_in("lstm", CONFIG, tmp_path, fresh=True)
+    assert "trained now" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

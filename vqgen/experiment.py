@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SHAPING', 'open_folder', 'begun_facts', 'other_data', 'check_data', 'check_vqvae', 'note_data', 'note_priors',
            'Origin', 'load_origin', 'open_origin', 'load_splits', 'load_coded', 'reconstruction_sampler', 'train_vqvae',
-           'unknown_characters', 'extend_tokenizer', 'open_vqvae', 'save_tokenizer', 'open_tokenizer', 'encode_splits',
-           'drawing_sampler', 'prior_facts', 'as_begun', 'train_in_stages', 'train_prior_in', 'train_model',
-           'knows_attributes', 'load_classifier', 'load_judge', 'reconstruct', 'milliseconds_per_image',
-           'judged_figures', 'measure', 'summary', 'gallery_captions', 'draw_gallery', 'demo']
+           'unknown_characters', 'extend_tokenizer', 'note_unfinished', 'open_vqvae', 'save_tokenizer',
+           'open_tokenizer', 'encode_splits', 'drawing_sampler', 'prior_facts', 'as_begun', 'train_in_stages',
+           'train_prior_in', 'train_model', 'knows_attributes', 'load_classifier', 'load_judge', 'reconstruct',
+           'milliseconds_per_image', 'judged_figures', 'measure', 'summary', 'gallery_captions', 'draw_gallery', 'demo']
 
 # %% ../nbs/86_experiment.ipynb #9a134338
 import contextlib
@@ -214,6 +214,16 @@ def extend_tokenizer(tokenizer, captions):
     return CaptionTokenizer(Tokenizer.from_str(json.dumps(tree)), tokenizer.model_max_length,
                             tokenizer.special_tokens_map, tokenizer.clean_up)
 
+# %% ../nbs/86_experiment.ipynb #86000071
+def note_unfinished(folder):
+    "Say so where the training of the VQ-VAE in `folder` was stopped before its end."
+    step, recipe = last_step(folder / "state" / "vqvae"), folder / "config.yaml"
+    if not step or not recipe.is_file(): return
+    steps = load_config(recipe).vqvae.train.steps
+    if step < steps:
+        print(f"the VQ-VAE in {folder} is at step {step} of {steps}: a prior that is trained now will "
+              "not fit it any more when it is trained further")
+
 # %% ../nbs/86_experiment.ipynb #f45192c3
 def open_vqvae(config, run):
     "The VQ-VAE trained in `run`; raises `VQGenError` where it is not the one that `config` describes."
@@ -222,6 +232,7 @@ def open_vqvae(config, run):
     if changed:
         raise VQGenError(f"the VQ-VAE in {run} has another shape than the config says ({changed}): "
                          f"use the config it was trained with ({run}/vqvae/config.yaml)")
+    note_unfinished(Path(run) / "vqvae")
     return vqvae
 
 def save_tokenizer(tokenizer, folder):

@@ -24,7 +24,9 @@ def explain_faults(path):
     try: yield
     except OSError as fault:
         reason = fault.strerror or fault
-        raise VQGenError(f"cannot write {path}: {reason}; free some space or choose another folder") from None
+        long = len(os.path.basename(path)) > 255                # for any disk
+        name = f"...{str(path)[-60:]}" if long else path
+        raise VQGenError(f"cannot write {name}: {reason}; free some space or choose another folder") from None
 
 # %% ../nbs/81_files.ipynb #6bc0d8bf
 def write_atomically(path, write):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUN_FILES', 'CARD', 'run_patterns', 'is_hub_id', 'hub_fault', 'explain_hub', 'fetch_run', 'read_origin', 'prior_of',
            'trained_on', 'data_lines', 'part_row', 'card_head', 'model_card', 'check_target', 'save_part',
-           'save_models', 'save_card', 'save_run', 'push_run']
+           'save_models', 'card_captions', 'save_card', 'save_run', 'push_run']
 
 # %% ../nbs/54_hub.ipynb #54000002
 import contextlib
@@ -221,9 +221,16 @@ def save_models(pipeline, folder):
     with explain_faults(folder): pipeline.tokenizer.save_pretrained(str(folder / prior))
 
 # %% ../nbs/54_hub.ipynb #54000029
+def card_captions(captions):
+    "`captions` of a card as a list, a single one, too; raises `VQGenError` where they are no strings."
+    captions = [captions] if isinstance(captions, str) else captions
+    if isinstance(captions, (list, tuple)) and captions and all(isinstance(one, str) for one in captions):
+        return list(captions)
+    raise VQGenError("captions of the card must be strings: give one, or a list of at least one")
+
 def save_card(pipeline, folder, name, captions, license=None):
     "Write `README.md` and `samples.png`, four pictures of each of `captions`, into `folder`."
-    captions = [captions] if isinstance(captions, str) else list(captions)
+    captions = card_captions(captions)
     images = pipeline.images(sum(([caption] * 4 for caption in captions), []))
     sheet = image_grid(images, columns=4 if captions[1:] else 8, scale=max(1, 128 // images.shape[-1]))
     card = model_card(pipeline, name, captions, license)
@@ -239,8 +246,8 @@ def save_run(pipeline, folder, captions=("",), license=None):
     """
     if not isinstance(folder, (str, Path)) or not str(folder):
         raise VQGenError(f"give the name of a folder to save in, a string, not {folder!r:.40}")
-    folder = Path(folder).expanduser()
-    save_models(pipeline, folder)
+    folder, captions = Path(folder).expanduser(), card_captions(captions)
+    with explain_faults(folder): save_models(pipeline, folder)
     if not (folder / "README.md").exists(): save_card(pipeline, folder, folder.name, captions, license)
     return folder
 
@@ -256,6 +263,7 @@ def push_run(pipeline, repo_id, private=False, token=None, revision=None, captio
     """
     from huggingface_hub import HfApi
     if not is_hub_id(repo_id): raise VQGenError(f"{repo_id!r:.80} cannot name a model: give owner/name")
+    captions = card_captions(captions)
     hub = HfApi(token=token)
     with explain_hub(repo_id, revision):
         hub.create_repo(repo_id, private=private, exist_ok=True)

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from .errors import VQGenError
-from .files import write_atomically
+from .files import explain_faults, write_atomically
 from .viz import image_grid, paint
 
 # %% ../nbs/88_pictures.ipynb #88000007
@@ -41,9 +41,10 @@ def check_out(out, overwrite=False, formats=FORMATS):
     if out is None: return
     if out.suffix.lower() not in formats:
         raise VQGenError(f"{out}: end the name with one of {', '.join(formats)}")
-    if out.is_dir(): raise VQGenError(f"{out} is a folder: name a file in it")
-    if out.exists() and not overwrite:
-        raise VQGenError(f"{out} is there already: name another file, or set overwrite")
+    with explain_faults(out):   # of a name that is too long
+        if out.is_dir(): raise VQGenError(f"{out} is a folder: name a file in it")
+        if out.exists() and not overwrite:
+            raise VQGenError(f"{out} is there already: name another file, or set overwrite")
 
 def save_picture(picture, path):
     "Write the Pillow `picture` in the format that the name of `path` asks for."

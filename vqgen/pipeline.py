@@ -52,16 +52,22 @@ def find_run(run, revision=None, token=None):
     """
     if not isinstance(run, (str, Path)) or not str(run):
         raise VQGenError(f"a run is a folder or a name, a string, not {run!r}")
-    shipped, name = shipped_runs(), str(run)
-    folder = Path(run).expanduser()
+    shipped, name = shipped_runs(), str(run).rstrip("/") or "/"
     always = {f"vqgen/{key}": path for key, path in shipped.items()}
-    found = always.get(name) or (folder if is_run(folder) else shipped.get(name))
+    try:
+        folder = Path(name).expanduser()
+        found = always.get(name) or (folder if is_run(folder) else shipped.get(name))
+    except (OSError, RuntimeError) as fault:   # too long a name; nobody's home
+        reason = getattr(fault, "strerror", None) or "there is no such home folder"
+        raise VQGenError(f"{ascii(name)[1:-1][-80:]} is no run folder: {reason}; name another") from None
     if found and revision: raise VQGenError(f"{name} is a folder here, not on the Hub: leave revision out")
     if found: return found
     if is_hub_id(name) and not folder.exists(): return fetch_run(name, revision, token)
     fault = "holds no run (no vqvae/config.json)" if folder.is_dir() else "is no run folder"
-    raise VQGenError(f"{name[-120:]} {fault}: train one with `vqgen demo`, or name another; the package "
-                     f"brings {', '.join(shipped)}")
+    if "://" in name: fault = "is an address: a model of the Hugging Face Hub is named owner/name"
+    name = " ".join(name[-120:].split())
+    raise VQGenError(f"{name} {fault}: train one with `vqgen demo`, or name another; the package brings "
+                     f"{', '.join(shipped)}")
 
 # %% ../nbs/50_pipeline.ipynb #25efc0df
 def _check_fact(facts, name, model, complaint):
@@ -169,9 +175,10 @@ def picture_image(picture, side):
 
 def check_range(images):
     "`images` (B, 3, H, W) if they are a float tensor in [-1, 1], and at least one; else raises `VQGenError`."
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images) or not images.is_floating_point():
+    plain = images.is_floating_point() and images.layout == torch.strided and not images.is_meta
+    if images.ndim != 4 or images.shape[1] != 3 or not images.numel() or not plain:
         raise VQGenError("give images as a float tensor (B, 3, H, W) in [-1, 1], not "
-                         f"{images.dtype} {tuple(images.shape)}")
+                         f"{images.dtype} {tuple(images.shape)} {images.layout} on {images.device}")
     low, high = images.min().item(), images.max().item()
     if not (low >= -1.001 and high <= 1.001):                    # NaN is refused, too
         raise VQGenError(f"images must be in [-1, 1], not from {low:.4g} to {high:.4g}: scale them")
@@ -214,12 +221,18 @@ def open_codes(pipeline, mask, size):
     which only the square in its middle is used has no code for what lies beside that.
     """
     grid = pipeline.prior.shape.grid_size
-    if isinstance(mask, Image.Image): chosen = mask_grid(mask, size, grid)
+    if isinstance(mask, Image.Image):
+        try:
+            if 0 in mask.size: raise ValueError("it has no pixels")
+            chosen = mask_grid(mask, size, grid)
+        except (OSError, ValueError) as fault:
+            raise VQGenError(f"the mask cannot be read ({str(fault)[:80]}): restore it") from None
     else:
-        chosen = torch.as_tensor(mask) if isinstance(mask, (np.ndarray, torch.Tensor)) else torch.empty(0)
-        if chosen.shape != (grid, grid) or chosen.dtype != torch.bool:
+        if not isinstance(mask, (np.ndarray, torch.Tensor)) or str(mask.dtype).split(".")[-1] != "bool" \
+                or mask.shape != (grid, grid):
             raise VQGenError(f"a mask must be a PIL picture, or bool of shape ({grid}, {grid}), one for each "
                              f"code, not {type(mask).__name__}")
+        chosen = torch.from_numpy(mask.copy()) if isinstance(mask, np.ndarray) else mask
     if chosen.any(): return chosen
     if isinstance(mask, Image.Image) and mask.convert("L").getextrema()[1] >= 128:
         raise VQGenError("the white of the mask is not in the square in the middle of the picture, which is "
@@ -327,6 +340,9 @@ def decode_codes(pipeline, codes):
     "Images (B, 3, f h, f w), float32 in [-1, 1], on the CPU, of `codes` (B, h, w), a tensor of ints."
     if not isinstance(codes, torch.Tensor):
         raise VQGenError(f"codes must be a tensor (B, h, w), not {type(codes).__name__}")
+    if codes.is_meta or 0 in codes.shape[1:]:
+        raise VQGenError(f"codes of shape {tuple(codes.shape)} hold nothing to decode: give those of a "
+                         "picture")
     check_codes(codes.cpu(), pipeline.vqvae.config.codebook_size)
     return pipeline.vqvae.decode(codes).float().cpu()
 

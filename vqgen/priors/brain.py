@@ -387,8 +387,9 @@ def one_pass(brain, text, generators, given, options):
 def several_passes(brain, text, generators, given, options):
     "Yields the codes (B, N), -1 where undecided, after each of several passes; arguments as for `one_pass`."
     count, rank = len(brain.order), brain.rank
-    for step in range(1, options.steps + 1):
-        progress = torch.tensor(step / options.steps, dtype=torch.float64)
+    steps = min(options.steps, count)   # each decides a code at least
+    for step in range(1, steps + 1):
+        progress = torch.tensor(step / steps, dtype=torch.float64)
         left = int(count * mask_ratio(progress) + 1e-6)
         codes = one_pass(brain, text, generators, given, options)[-1]
         given = torch.where(rank < count - left, codes, -1 if given is None else given)

@@ -177,8 +177,8 @@ def save_state(path, state):
 
 # %% ../../nbs/73_training.checkpoints.ipynb #5b8ed830
 def checkpoints(folder):
-    "The checkpoints in `folder`, oldest first, damaged ones too."
-    return sorted(Path(folder).glob("step-*"))
+    "The checkpoints in `folder`, oldest first, damaged ones too; a copy of another name is none."
+    return sorted(path for path in Path(folder).glob("step-*") if re.fullmatch(r"step-\d+", path.name))
 
 def last_step(folder):
     "The step of the newest checkpoint in `folder`, 0 where there is none."

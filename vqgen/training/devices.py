@@ -120,10 +120,13 @@ def explain_crashes(check, num_workers=0, processes=1):
 # %% ../../nbs/74_training.devices.ipynb #62fd6058
 @contextlib.contextmanager
 def stop_requests():
-    "A list that fills when Ctrl-C or SIGTERM arrives inside the `with` block (in the main thread)."
+    """A list that fills when Ctrl-C, SIGTERM or SIGHUP (the terminal is closed) arrives inside the `with`
+    block (in the main thread); what is ignored, as `nohup` does, stays so."""
     requests, previous = [], {}
+    numbers = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
     with contextlib.suppress(ValueError):   # signals cannot be caught outside the main thread
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
+            if signal.getsignal(number) == signal.SIG_IGN: continue
             previous[number] = signal.signal(number, lambda received, frame: requests.append(received))
     try: yield requests
     finally:
