@@ -112,6 +112,12 @@ def test_a_film_is_another_file(here):
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize("line", ["generate a", "caption none.png"])
+def test_an_unknown_tracker_is_refused_before_anything_is_drawn(here, line):
+    said = refusal(call, f"{line} --run avatars-hour --tracking.mode offline --tracking.tracker foo")
+    assert "'foo'" in said and "wandb" in said and not list(here.iterdir())
+
+
 @pytest.mark.parametrize("command", ["data", "demo", "config"])
 def test_steps_of_no_model_in_particular_are_for_train_alone(here, command):
     assert "--vqvae.train.steps" in refusal(call, f"{command} --train.steps 5")

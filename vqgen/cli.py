@@ -10,9 +10,9 @@ __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOpti
            'ProjectOption', 'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption', 'PictureArgument',
            'CaptionArgument', 'MaskOption', 'FIGURES', 'HeldOutOption', 'PublishedOption', 'SheetOption',
            'DemoRunOption', 'RunArgument', 'RepoArgument', 'PrivateOption', 'hyphenated', 'option', 'example',
-           'model_names', 'check_model', 'parse_overrides', 'in_options', 'train', 'all_captions', 'track', 'draw',
-           'save_drawings', 'generate', 'caption', 'inpaint', 'reconstruct', 'print_figures', 'evaluate', 'data',
-           'demo', 'show_config', 'push', 'main']
+           'model_names', 'check_model', 'parse_overrides', 'in_options', 'train', 'all_captions', 'open_tracking',
+           'track', 'draw', 'save_drawings', 'generate', 'caption', 'inpaint', 'reconstruct', 'print_figures',
+           'evaluate', 'data', 'demo', 'show_config', 'push', 'main']
 
 # %% ../nbs/87_cli.ipynb #7ac95e75
 import contextlib
@@ -176,6 +176,14 @@ TrackingOption = Annotated[str, option("Log to a tracker too: offline or online.
 TrackerOption = Annotated[str, option("Which: wandb, tensorboard or another.", "--tracking.tracker")]
 ProjectOption = Annotated[str, option("Its project there.", "--tracking.project")]
 
+def open_tracking(mode, tracker, project):
+    "The `TrackingConfig` of these options; raises `VQGenError` where one makes no sense."
+    tracking = TrackingConfig(mode=mode, tracker=tracker, project=project)
+    if mode != "off":
+        from vqgen.training.devices import check_tracker
+        check_tracker(tracking)
+    return tracking
+
 def track(tracking, run, kind, images, captions, facts):
     "Log `images` with `captions` and `facts`, a dict, as `tracking`, a `TrackingConfig`, says."
     if tracking.mode == "off": return
@@ -216,7 +224,7 @@ def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: Pri
     captions = all_captions(captions, prompt)
     if num_images < 1: raise VQGenError(f"--num-images must be at least 1, not {num_images}")
     repeated = list(itertools.chain.from_iterable([caption] * num_images for caption in captions))
-    tracking = TrackingConfig(mode=mode, tracker=tracker, project=project)
+    tracking = open_tracking(mode, tracker, project)
     from vqgen.pictures import FILMS, check_out, grid_picture, numbered, samples_folder, save_film
     outs = [numbered(out, i) for i in range(len(repeated))] if single else [out]
     for path in outs: check_out(path, overwrite)
@@ -254,7 +262,7 @@ def caption(pictures: PicturesArgument, run: RunOption = RUN, temperature: WordT
 
     from vqgen.data.datasets import read_picture
     from vqgen.pipeline import Pipeline, image_side
-    tracking = TrackingConfig(mode=mode, tracker=tracker, project=project)
+    tracking = open_tracking(mode, tracker, project)
     pipeline = Pipeline.from_pretrained(run, "cftn-v2")
     images = torch.stack([read_picture(path, image_side(pipeline)) for path in pictures])
     start = time.perf_counter()
