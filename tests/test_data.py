@@ -368,10 +368,23 @@ def test_what_does_not_fit_memory_is_read_from_the_map_and_is_the_same(tmp_path,
     order = torch.randperm(len(small))
     assert torch.equal(large.batch(order), small.batch(order))
     assert torch.equal(large[3]["images"], small[3]["images"])
-    read = [itertools.islice(batches(data, TrainConfig(batch_size=4)), 9) for data in (small, large)]
-    for (_, one), (_, other) in zip(*read): assert torch.equal(one["images"], other["images"])
+    for workers in (0, 1, 0):   # what is announced and left unread does no harm to those that follow
+        settings = TrainConfig(batch_size=4, num_workers=workers)
+        read = [itertools.islice(batches(data, settings), 9) for data in (small, large)]
+        for (_, one), (_, other) in zip(*read): assert torch.equal(one["images"], other["images"])
+    assert large.batch([]).shape == (0, 3, 16, 16)
     again = pickle.loads(pickle.dumps(large))   # as processes that load data get it
     assert torch.equal(again.batch(order), small.batch(order))
+
+
+def test_of_what_is_announced_the_newest_is_kept_and_read_once():
+    read = []
+    ahead = mapped.ReadAhead(lambda numbers: (read.append(tuple(numbers)), numbers[0])[1])
+    for number in range(4): ahead.expect([number, 9])
+    assert [ahead([number, 9]) for number in range(4)] == [0, 1, 2, 3]
+    assert sorted(read) == [(0, 9), (0, 9), (1, 9), (1, 9), (2, 9), (3, 9)]
+    ahead.expect([5])
+    assert pickle.loads(pickle.dumps(mapped.ReadAhead(abs)))(-5) == 5
 
 
 # The fingerprint
