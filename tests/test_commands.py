@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import error_line, refusal, vqgen
 
 from vqgen.cli import app
+from vqgen.data.datasets import cache_dir
 from vqgen.pictures import samples_folder
 from vqgen.pipeline import find_run
 
@@ -186,12 +187,19 @@ def test_a_reader_who_leaves_early_is_no_error():
     assert done.stdout == "name: avatars\n" and done.stderr == ""
 
 
-@pytest.mark.parametrize("variable, value", [("VQGEN_CACHE", "{file}/x"), ("HOME", "/proc/none")])
+@pytest.mark.parametrize("variable, value", [
+    ("VQGEN_CACHE", "{file}"), ("VQGEN_CACHE", "{file}/x"), ("HOME", "/proc/none")])
 def test_no_place_for_data_is_one_sentence(tmp_path, monkeypatch, variable, value):
     (tmp_path / "file").touch()
     for name in ("VQGEN_CACHE", "XDG_CACHE_HOME"): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, value.format(file=tmp_path / "file"))
     assert "VQGEN_CACHE" in error_line(vqgen("data", "--data.count", "50", "--out", tmp_path / "sheet.png"))
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("VQGEN_CACHE", "~/kept")
+    assert cache_dir() == tmp_path / "kept"
 
 
 def test_a_caption_of_unknown_words_is_said_in_one_line(tmp_path):
