@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -372,6 +373,8 @@ def test_what_does_not_fit_memory_is_read_from_the_map_and_is_the_same(tmp_path,
         settings = TrainConfig(batch_size=4, num_workers=workers)
         read = [itertools.islice(batches(data, settings), 9) for data in (small, large)]
         for (_, one), (_, other) in zip(*read): assert torch.equal(one["images"], other["images"])
+        if workers: assert large.pixels.ahead.begun == {}, "they read ahead themselves"
+        large.pixels.ahead.begun.clear()
     assert large.batch([]).shape == (0, 3, 16, 16)
     again = pickle.loads(pickle.dumps(large))   # as processes that load data get it
     assert torch.equal(again.batch(order), small.batch(order))
@@ -382,7 +385,7 @@ def test_of_what_is_announced_the_newest_is_kept_and_read_once():
     ahead = mapped.ReadAhead(lambda numbers: (read.append(tuple(numbers)), numbers[0])[1])
     for number in range(4): ahead.expect([number, 9])
     assert [ahead([number, 9]) for number in range(4)] == [0, 1, 2, 3]
-    assert sorted(read) == [(0, 9), (0, 9), (1, 9), (1, 9), (2, 9), (3, 9)]
+    assert read.count((2, 9)) == read.count((3, 9)) == 1
     ahead.expect([5])
     assert pickle.loads(pickle.dumps(mapped.ReadAhead(abs)))(-5) == 5
 
@@ -660,6 +663,8 @@ def test_the_report_says_what_it_left_out(tmp_path):
     for name in ["phone.txt", "notes.caption"]: (folder / name).write_text("a fox")
     (folder / "phone.heic").write_bytes(b"?")
     assert "left out  texts beside no picture: 2, such as notes.caption" in report_on(folder)
+    Path(os.fsdecode(os.fsencode(folder) + b"/A caf\xe9.txt")).write_text("of an old zip file")
+    assert "left out  texts beside no picture: 3, such as A caf" in report_on(folder)
     rows = [f"{i:02}.png,shade {i}" for i in range(18)]
     (folder / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
     report = report_on(folder)

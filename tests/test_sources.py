@@ -21,7 +21,7 @@ from PIL import Image
 
 from vqgen.config import DataConfig
 from vqgen.data.datasets import prepare_picture, read_picture, to_square
-from vqgen.data.sources import open_picture, read_source, why_unreadable
+from vqgen.data.sources import _own_splits, open_picture, read_source, why_unreadable
 from vqgen.errors import VQGenError
 
 
@@ -354,6 +354,21 @@ def test_a_caption_is_read_whole_and_without_marks(texts, tmp_path, cache):
 def test_a_long_field_is_read_whole(tmp_path, cache):
     text = "x" * 200_000
     assert one(tmp_path / "set", cache, {"metadata.csv": f"file_name,text\na.png,{text}\n"}) == [text]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf_8_sig", "u8"])
+def test_a_damaged_text_is_not_said_to_be_of_its_own_encoding(tmp_path, cache, encoding):
+    for name, text in {"latin": b"caf\xe9", "zero": b"a fox\0 runs"}.items():
+        write_pictures(tmp_path / name, {"0.txt": text})
+        fails(tmp_path / name, cache, "0.txt", "perhaps to cp1252", "save it again", encoding=encoding)
+
+
+@pytest.mark.parametrize("names, train, held", [
+    (["dev", "train", "validation", "test"], "train", "validation"),
+    (["valid", "val", "train"], "train", "valid"),
+    (["Train", "train", "Test"], "train", "Test"), (["evaluation", "Training"], "Training", "evaluation")])
+def test_of_several_splits_the_plainest_names_count(names, train, held):
+    assert _own_splits(names) == {train: "train", held: "validation"}
 
 
 def test_another_encoding_is_declared_or_refused(tmp_path, cache):

@@ -121,6 +121,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vqgen.data.contents._is_digest': ('data.contents.html#_is_digest', 'vqgen/data/contents.py'),
                                      'vqgen.data.contents._named_pictures': ( 'data.contents.html#_named_pictures',
                                                                               'vqgen/data/contents.py'),
+                                     'vqgen.data.contents._printable': ('data.contents.html#_printable', 'vqgen/data/contents.py'),
                                      'vqgen.data.contents._root': ('data.contents.html#_root', 'vqgen/data/contents.py'),
                                      'vqgen.data.contents._source_files': ('data.contents.html#_source_files', 'vqgen/data/contents.py'),
                                      'vqgen.data.contents.content_facts': ('data.contents.html#content_facts', 'vqgen/data/contents.py'),

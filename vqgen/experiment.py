@@ -217,10 +217,9 @@ def extend_tokenizer(tokenizer, captions):
 # %% ../nbs/86_experiment.ipynb #86000071
 def note_unfinished(folder):
     "Say so where the training of the VQ-VAE in `folder` was stopped before its end."
-    step, recipe = last_step(folder / "state" / "vqvae"), folder / "config.yaml"
-    if not step or not recipe.is_file(): return
-    steps = load_config(recipe).vqvae.train.steps
-    if step < steps:
+    step = steps = last_step(folder / "state" / "vqvae")
+    with contextlib.suppress(VQGenError): steps = load_config(folder / "config.yaml").vqvae.train.steps
+    if 0 < step < steps:
         print(f"the VQ-VAE in {folder} is at step {step} of {steps}: a prior that is trained now will "
               "not fit it any more when it is trained further")
 

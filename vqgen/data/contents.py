@@ -122,6 +122,8 @@ def content_facts(config, folder):
     return hashes + hash_files(pictures, folder / "hashes" / f"{place}-pictures.json")
 
 # %% ../../nbs/66_data.contents.ipynb #66a00002
+def _printable(name): return name[-60:].encode("utf-8", "backslashreplace").decode("utf-8")
+
 def left_out(config, names):
     "What lies in the folder of `config` and is in no example, one phrase a kind; `names` are the examples'."
     files, pictures = _source_files(config, os.path.expanduser(config.source))
@@ -133,4 +135,5 @@ def left_out(config, names):
     alone = [name for name in texts if name.lower().endswith(ends)
              and os.path.splitext(_plain(name).lower())[0] not in known]
     kinds = {"pictures of no table, or of a split that is not read": spare, "texts beside no picture": alone}
-    return [f"{kind}: {len(found):,}, such as {found[0][-60:]}" for kind, found in kinds.items() if found]
+    return [f"{kind}: {len(found):,}, such as {_printable(found[0])}"
+            for kind, found in kinds.items() if found]

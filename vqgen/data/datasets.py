@@ -158,6 +158,7 @@ def _check_broken(config, facts):
 
 # %% ../../nbs/60_data.datasets.ipynb #eacec348
 _BUILDER = 3   # raise it when the pictures or captions of a source change
+_READER = 2    # raise it when what is read is read otherwise: such sets are then built again
 
 def cache_dir():
     "The folder where built data sets are kept: `$VQGEN_CACHE`, or the user's cache folder."
@@ -183,7 +184,7 @@ def _built_folder(config):
     if config.source in DRAWN: name = f"{config.source}-{_built_in_hash(config)}"
     else:
         settings = stream_settings(config, "image_column", "caption_column", "encoding")
-        name = f"read-{short_hash([settings, content_facts(config, cache_dir())])}"
+        name = f"read-{short_hash([_READER, settings, content_facts(config, cache_dir())])}"
     return cache_dir() / "pictures" / name
 
 def data_fingerprint(config):

@@ -89,7 +89,7 @@ class ReadAhead:
     def expect(self, numbers):
         "Begin to read `numbers`; of several such lists two are kept, the newest ones."
         self.pool = self.pool or ThreadPoolExecutor(1)
-        while len(self.begun) > 1: self.begun.pop(next(iter(self.begun)))
+        while len(self.begun) > 1: self.begun.pop(next(iter(self.begun))).cancel()
         self.begun[(os.getpid(), *numbers)] = self.pool.submit(self.read, numbers)
 
     def __call__(self, numbers):
@@ -102,8 +102,8 @@ class ReadAhead:
 class MappedPictures:
     """Pictures in the Arrow files `paths`, of `size` x `size`: those with the numbers `rows`.
 
-    Indexed as a tensor of `shape` (N, 3, H, W) would be: `pictures[indices]` is uint8 (B, 3, H, W). It can be
-    sent to other processes. Raises `VQGenError` where a file is damaged or gone.
+    Indexed by a list or a tensor as one of `shape` (N, 3, H, W) would be: `pictures[indices]` is uint8
+    (B, 3, H, W). It can be sent to other processes. Raises `VQGenError` where a file is damaged or gone.
     """
     def __init__(self, paths, rows, size):
         self.paths, self.shape = list(map(str, paths)), (len(rows), 3, size, size)
@@ -133,7 +133,7 @@ class MappedPictures:
 
     def _gather(self, indices):
         "The bytes of the pictures at `indices`, uint8 (B, length)."
-        chosen = np.asarray(indices, np.int64)
+        chosen = np.asarray(indices) if len(indices) else np.zeros(0, np.int64)
         owners, places = self.owner[chosen], self.places[chosen]
         out = np.empty((len(places), self.length), np.uint8)
         for owner in np.unique(owners): self._read(owner, places, np.flatnonzero(owners == owner), out)

@@ -60,21 +60,20 @@ def why_unreadable(fault):
 # %% ../../nbs/64_data.sources.ipynb #a96124ef
 def _decode(data, encoding, where):
     "The text of the bytes `data` of the file or row `where`; raises `VQGenError` if it has another encoding."
-    is_utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
-    has_mark = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-    likely = "utf-8"
-    if is_utf8: encoding, likely = "utf-8-sig", "cp1252 (Windows) or latin-1"   # the first drops the mark
-    if has_mark: likely = "utf-16"
+    has_mark, likely = data[:2] in (b"\xff\xfe", b"\xfe\xff"), "utf-8"
     try:
+        name = codecs.lookup(encoding).name
+        if name in ("utf-8", "utf-8-sig"): likely = "cp1252 (Windows) or latin-1"
+        if 4 * data.count(0) > len(data): likely = "utf-16-le"   # each second byte of English is zero
+        if has_mark: likely = "utf-16"
+        is_any = name == "utf-16" and not has_mark               # then all bytes would do
         text = data.decode(encoding).removeprefix("\ufeff")
-        is_any = codecs.lookup(encoding).name == "utf-16" and not has_mark   # then all bytes would do
-        if "\0" in text: likely = "utf-16-le"   # each second byte of it is zero
-        elif not is_any or not data: return text
+        if "\0" not in text and not (is_any and data): return text
     except UnicodeError: pass
     except (LookupError, ValueError):
         raise VQGenError(f"data.encoding {encoding!r} is no text encoding: "
                          "give utf-8, cp1252 or another that Python knows") from None
-    raise VQGenError(f"{where} is not text in {encoding.removesuffix('-sig')}: set data.encoding, "
+    raise VQGenError(f"{where} is not text in {encoding}: set data.encoding, "
                      f"perhaps to {likely}, or save it again")
 
 def _is_missing(value): return value is None or value != value   # pandas writes NaN for it
@@ -231,7 +230,9 @@ _SPLIT_WORDS = {"train": "train", "training": "train", "validation": "validation
 
 def _own_splits(names):
     "A dict from a source's split names to ours; None stands for 'split it yourself'."
-    kinds = {_SPLIT_WORDS.get(name.lower()): name for name in sorted(names, reverse=True)}
+    order, known = list(_SPLIT_WORDS), [name for name in names if name.lower() in _SPLIT_WORDS]
+    known.sort(key=lambda name: (order.index(name.lower()), name != name.lower()), reverse=True)
+    kinds = {_SPLIT_WORDS[name.lower()]: name for name in known}   # the first in order comes last, and stays
     held = kinds.get("validation", kinds.get("test"))
     if held and "train" in kinds: return {kinds["train"]: "train", held: "validation"}
     return dict.fromkeys(names)

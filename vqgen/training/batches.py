@@ -112,7 +112,8 @@ def batches(data, config, seed=0, start=0, rank=0, processes=1, seen=None):
     """
     if hasattr(data, "examples"): return stream_batches(data, config, seed, start, rank, processes)
     read = SeededReading(data)
-    known = announced(data, shares(len(data), config, seed, start, rank, processes, seen))
+    known = shares(len(data), config, seed, start, rank, processes, seen)
+    if not config.num_workers: known = announced(data, known)
     return DataLoader(read, batch_sampler=known, collate_fn=read.collate, num_workers=config.num_workers,
                       pin_memory=torch.cuda.is_available(), worker_init_fn=_leave_signals_to_the_parent)
 

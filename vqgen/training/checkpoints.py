@@ -186,7 +186,7 @@ def last_step(folder):
 
 def has_begun(folder):
     "Whether a training in `folder` has saved a checkpoint, of any stage."
-    return any(Path(folder).glob("state/*/step-*"))
+    return any(map(checkpoints, Path(folder).glob("state/*")))
 
 def _damage(checkpoint):
     "What is wrong with the files of `checkpoint`, in a few words; empty where they are as they were written."
