@@ -142,6 +142,10 @@ def test_a_prior_is_measured_on_the_data_that_it_knows(reds, tmp_path):
     train_model("vqvae", reds, tmp_path / "run")
     small = changed(reds, data=changed(reds.data, image_size=reds.data.image_size // 2))
     train_model("cftn", small, tmp_path / "run")
+    (tmp_path / "run/cftn/config.yaml").rename(tmp_path / "run/cftn/recipe.yaml")   # as it may be without
+    assert "PSNR" in vqgen("evaluate", "--run", tmp_path / "run", "--count", 4,
+                           "--data.image_size", small.data.image_size).stdout
+    (tmp_path / "run/cftn/recipe.yaml").rename(tmp_path / "run/cftn/config.yaml")
     (tmp_path / "reds").rename(tmp_path / "moved")
     result = vqgen("evaluate", "--run", tmp_path / "run", "--count", 4, "--data.source", tmp_path / "moved")
     assert not result.stderr.count("Traceback") and "PSNR" in result.stdout, result.stderr

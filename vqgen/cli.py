@@ -339,7 +339,8 @@ def evaluate(context: typer.Context, run: RunOption = RUN, prior: PriorOption = 
     from vqgen.evaluation import distances
     from vqgen.pipeline import Pipeline, find_run, prior_name
     pipeline, folder = Pipeline.from_pretrained(run, prior), find_run(run)
-    config = load_config(folder / prior_name(folder, prior) / "config.yaml", parse_overrides(context.args))
+    recipes = [folder / part / "config.yaml" for part in (prior_name(folder, prior), "vqvae")]
+    config = load_config(next(filter(Path.is_file, recipes), recipes[-1]), parse_overrides(context.args))
     data, validation = experiment.load_splits(config)
     spaces, notes = distances.feature_spaces(pipeline.device)
     judge = experiment.load_judge(run, data, validation, pipeline.vqvae, config.classifier.train)
@@ -351,8 +352,7 @@ def evaluate(context: typer.Context, run: RunOption = RUN, prior: PriorOption = 
     table = distances.distance_table(distances.set_distances(sets, variants, data, spaces))
     print(table, *notes, sep="\n")
     if published:
-        real, drawn = sets["held-out pictures"], sets["drawings"]
-        print_figures(distances.fid_kid_clip(drawn, real, validation.captions))
+        print_figures(distances.fid_kid_clip(sets["drawings"], sets["held-out pictures"], validation.captions))
 
 # %% ../nbs/87_cli.ipynb #edb2003e
 SheetOption = Annotated[Optional[Path], option("A PNG file; runs/<name>/data.png by default.")]

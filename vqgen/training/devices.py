@@ -38,7 +38,7 @@ def choose_precision(precision, device):
 def check_tracker(tracking):
     "Raise `VQGenError` where Accelerate knows no tracker of the name in `tracking`, a `TrackingConfig`."
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-    if tracking.mode == "off" or tracking.tracker in LOGGER_TYPE_TO_CLASS: return
+    if tracking.mode == "off" or tracking.tracker in ("all", *LOGGER_TYPE_TO_CLASS): return
     raise VQGenError(f"there is no tracker {tracking.tracker!r:.40}: choose one of "
                      f"{', '.join(LOGGER_TYPE_TO_CLASS)}")
 
