@@ -316,9 +316,8 @@ def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption
 # %% ../nbs/87_cli.ipynb #42000011
 FIGURES = {   # what `experiment.measure` gives, in words
     "psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity",
-    "milliseconds": "ms for a picture", "stated": "stated all right",
-    "ceiling": "stated right, true pictures", "in_range": "in range", "accuracy": "prompt accuracy",
-    "captions": "captions right"}
+    "milliseconds": "ms for a picture", "stated": "stated all right", "ceiling": "stated, true pictures",
+    "in_range": "in range", "accuracy": "prompt accuracy", "captions": "captions right"}
 
 def print_figures(figures):
     "A line for each number in `figures`, with its name in words, in the order of `FIGURES`."
@@ -352,7 +351,8 @@ def evaluate(context: typer.Context, run: RunOption = RUN, prior: PriorOption = 
     table = distances.distance_table(distances.set_distances(sets, variants, data, spaces))
     print(table, *notes, sep="\n")
     if published:
-        print_figures(distances.fid_kid_clip(sets["drawings"], sets["held-out pictures"], validation.captions))
+        real, drawn = sets["held-out pictures"], sets["drawings"]
+        print_figures(distances.fid_kid_clip(drawn, real, validation.captions))
 
 # %% ../nbs/87_cli.ipynb #edb2003e
 SheetOption = Annotated[Optional[Path], option("A PNG file; runs/<name>/data.png by default.")]
