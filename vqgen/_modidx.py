@@ -935,6 +935,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vqgen/training/devices.py'),
                                         'vqgen.training.devices.in_any_process': ( 'training.devices.html#in_any_process',
                                                                                    'vqgen/training/devices.py'),
+                                        'vqgen.training.devices.is_main_process': ( 'training.devices.html#is_main_process',
+                                                                                    'vqgen/training/devices.py'),
                                         'vqgen.training.devices.main_process_first': ( 'training.devices.html#main_process_first',
                                                                                        'vqgen/training/devices.py'),
                                         'vqgen.training.devices.precision_of': ( 'training.devices.html#precision_of',

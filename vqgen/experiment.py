@@ -51,7 +51,7 @@ from .priors.codes import CodedCaptions, CodedStream, encode_dataset, encode_str
 from .priors.curriculum import train_curriculum
 from .priors.text import CaptionTokenizer, load_encoder, load_tokenizer, new_tokenizer
 from .training.checkpoints import has_begun, last_step, load_model, read_description, start_from
-from .training.devices import explain_interrupts, main_process_first, start_accelerator
+from .training.devices import explain_interrupts, is_main_process, main_process_first, start_accelerator
 from .training.loop import train
 from .viz import gallery
 from .vqvae.losses import psnr
@@ -92,7 +92,7 @@ def other_data(told, folder, config, data):
     before, now = {}, _shaping(with_absolute_paths(config))
     with contextlib.suppress(VQGenError): before = _shaping(load_config(folder / "config.yaml"))
     changed = differences(before, now) if before else ""
-    return changed[:120] or "other pictures or captions"
+    return changed[:120] or "other pictures or captions, or they are read otherwise now"
 
 def _shaping(config):
     "What shapes the data of `config`, a dict; of long names the ends."
@@ -109,8 +109,7 @@ def check_data(folder, config, data):
 # %% ../nbs/86_experiment.ipynb #86000054
 def note(text):
     "Print `text`; of several processes one does it."
-    with main_process_first() as main:
-        if main: print(text)
+    if is_main_process(): print(text)
 
 def check_vqvae(folder, vqvae):
     "Raise `VQGenError` where a prior has begun in `folder` to learn codes of another VQ-VAE than `vqvae`."
@@ -168,10 +167,12 @@ def load_splits(config):
     "The training and the validation split of the experiment's data."
     with main_process_first(): return load_data(config.data, "train"), load_data(config.data, "validation")
 
-def load_coded(config, vqvae):
-    "Both splits for a prior: those of `load_splits`; of a stream the training split as codes of `vqvae`."
-    if not config.data.streaming: return load_splits(config)
-    stream, validation = load_stream(config.data)
+def load_coded(config, vqvae, folder):
+    "Both splits for the prior in `folder`, once `check_data` allows them; a stream as codes of `vqvae`."
+    splits = load_stream(config.data) if config.data.streaming else load_splits(config)
+    check_data(folder, config, splits[0])
+    if not config.data.streaming: return splits
+    stream, validation = splits
     with main_process_first(): return encode_stream(vqvae, stream, device=best_device()), validation
 
 def reconstruction_sampler(data, count=8):
@@ -322,8 +323,7 @@ def train_prior_in(name, config, run, fresh=False, stage=None, init_from=None):
     origin = open_origin(name, run, init_from, fresh)
     with open_folder(config, run, name, fresh) as folder:
         check_vqvae(folder, vqvae)
-        splits = load_coded(config, vqvae)
-        check_data(folder, config, splits[0])
+        splits = load_coded(config, vqvae, folder)
         note_data(Path(run) / "vqvae", config, splits[0])
         tokenizer = open_tokenizer(folder, splits[0].all_captions(), config.text, origin.tokenizer)
         encoder = load_encoder(config.text.encoder, tokenizer) if config.text.encoder else None

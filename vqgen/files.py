@@ -8,6 +8,7 @@ __all__ = ['SMALL', 'explain_faults', 'write_atomically', 'temporary_name', 'ope
 
 # %% ../nbs/81_files.ipynb #86e6679b
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,10 +24,10 @@ def explain_faults(path):
     "Turn a fault of the disk, while `path` is written, into one sentence."
     try: yield
     except OSError as fault:
+        if fault.errno == errno.ENAMETOOLONG:
+            raise VQGenError(f"cannot write ...{str(path)[-60:]}: too long; choose a shorter name") from None
         reason = fault.strerror or fault
-        long = len(os.path.basename(path)) > 255                # for any disk
-        name = f"...{str(path)[-60:]}" if long else path
-        raise VQGenError(f"cannot write {name}: {reason}; free some space or choose another folder") from None
+        raise VQGenError(f"cannot write {path}: {reason}; free some space or choose another folder") from None
 
 # %% ../nbs/81_files.ipynb #6bc0d8bf
 def write_atomically(path, write):

@@ -30,7 +30,7 @@ from .avatars import avatar_examples, hold_out
 from .contents import content_facts, left_out, recalled, short_hash, write_json
 from .emoji import emoji_examples
 from .mapped import MappedPictures, open_table, rows_at_once, write_rows
-from .sources import in_archive, open_picture, read_source, why_unreadable
+from .sources import READER, in_archive, open_picture, read_source, why_unreadable
 from .styles import style_examples
 from ..errors import VQGenError
 from ..files import explain_faults, making, open_file, temporary_name
@@ -158,7 +158,6 @@ def _check_broken(config, facts):
 
 # %% ../../nbs/60_data.datasets.ipynb #eacec348
 _BUILDER = 3   # raise it when the pictures or captions of a source change
-_READER = 2    # raise it when what is read is read otherwise: such sets are then built again
 
 def cache_dir():
     "The folder where built data sets are kept: `$VQGEN_CACHE`, or the user's cache folder."
@@ -184,7 +183,7 @@ def _built_folder(config):
     if config.source in DRAWN: name = f"{config.source}-{_built_in_hash(config)}"
     else:
         settings = stream_settings(config, "image_column", "caption_column", "encoding")
-        name = f"read-{short_hash([_READER, settings, content_facts(config, cache_dir())])}"
+        name = f"read-{short_hash([READER, settings, content_facts(config, cache_dir())])}"
     return cache_dir() / "pictures" / name
 
 def data_fingerprint(config):

@@ -77,7 +77,8 @@ def encode_stream(vqvae, stream, batch_size=256, device="cpu"):
     """
     from vqgen.data.datasets import cache_dir
     from vqgen.data.mapped import open_table, write_rows
-    path = cache_dir() / "codes" / f"{stream.fingerprint}-stream-{fingerprint(vqvae)}.arrow"
+    from vqgen.data.sources import READER
+    path = cache_dir() / "codes" / f"{stream.fingerprint}-stream-{READER}-{fingerprint(vqvae)}.arrow"
     grid, kind = vqvae.grid_size(stream.image_size), np.min_scalar_type(vqvae.config.codebook_size - 1)
     if not path.exists():
         with making(path):

@@ -120,3 +120,4 @@ def batches(data, config, seed=0, start=0, rank=0, processes=1, seen=None):
 def _leave_signals_to_the_parent(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"): signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['choose_precision', 'check_tracker', 'start_accelerator', 'precision_of', 'without_gpu', 'in_any_process', 'to_device',
-           'main_process_first', 'seed_all', 'explain_crashes', 'stop_requests', 'explain_interrupts']
+           'main_process_first', 'is_main_process', 'seed_all', 'explain_crashes', 'stop_requests',
+           'explain_interrupts']
 
 # %% ../../nbs/74_training.devices.ipynb #02d00003
 import contextlib
@@ -90,6 +91,11 @@ def main_process_first():
     from accelerate import PartialState
     state = PartialState(cpu=without_gpu())
     with state.main_process_first(): yield state.is_main_process
+
+def is_main_process():
+    "Whether this is the first of several processes, or the only one."
+    from accelerate import PartialState
+    return PartialState(cpu=without_gpu()).is_main_process
 
 def seed_all(seed):
     "Begin the random numbers of Python, NumPy and torch, on all devices, with `seed`."
