@@ -150,6 +150,7 @@ class CFTNConfig(PriorConfig):
     text_layers: int = Field(2, ge=0, le=256)  # attention blocks that read the caption first
     schedule: Literal["cosine", "arccos"] = "cosine"        # how much is hidden in training
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    neighbours: bool = False                   # places hear the codes around them; rotary positions
 
 # %% ../nbs/82_config.ipynb #a5d37acf
 class BrainConfig(PriorConfig):
@@ -157,6 +158,7 @@ class BrainConfig(PriorConfig):
     bridge_ratio: float = Field(1 / 3, gt=0, le=1)  # share of the layers that bridges join
     first_bridge: int | None = Field(None, ge=0)     # the first of these layers, from 0; None: in the middle
     mlp_ratio: float = Field(4.0, gt=0, le=64)
+    neighbours: bool = False                   # places hear what is decided around them; rotary positions
 
     @property
     def bridged_layers(self):

@@ -24,7 +24,9 @@ from ..errors import VQGenError
 from ..placement import on_model_device
 from vqgen.priors.blocks import (
     Attention,
+    AxialRotary,
     KVCache,
+    Neighbourhood,
     Tower,
     additive_mask,
     causal_mask,
@@ -154,7 +156,8 @@ class BrainTowers(nn.Module):
         text = {"shift": 2,                         # each word also hears the two before it
                 "feature_dim": shape.feature_dim}   # of a frozen text encoder; 0: there is none
         self.text_tower = Tower(shape.vocab_size, shape.max_length, *sizes, **text)
-        self.image_tower = Tower(shape.codebook_size + 1, places, *sizes)
+        rotary = AxialRotary(shape.grid_size, width // config.heads) if config.neighbours else None
+        self.image_tower = Tower(shape.codebook_size + 1, places, *sizes, rotary=rotary)
         bridged = config.bridged_layers
         self.first_bridge, self.last_bridge = bridged[0], bridged[-1]
         bridges = (CallosalLayer(width, config.heads) for _ in bridged)
@@ -163,6 +166,8 @@ class BrainTowers(nn.Module):
         self.caption_head = nn.Linear(width, shape.vocab_size)
         for head in (self.code_head, self.caption_head): nn.init.normal_(head.weight, std=0.02)   # all alike
         self.feedback = nn.Parameter(torch.ones(layers, width))     # how the layers above hear a decision
+        around = (Neighbourhood(width) for _ in range(layers if config.neighbours else 0))
+        self.around = nn.ModuleList(around)                         # ... and the places around it
         self.decided = decisions_per_layer(layers, self.first_bridge, places)
         self.top = self.decided.index(places) - 1
         self.rounds = len(set(self.decided)) - 1
@@ -245,8 +250,12 @@ def feed_back(towers, patches, layer, decide, drawn=None):
     places = towers.places(layer)
     if not len(places): return patches
     codes = decide(patches[:drawn, places], places)                                          # (drawn, n)
-    told = towers.feedback[layer] * towers.code_embedding.tokens(codes)                      # (drawn, n, C)
-    return patches.index_add(1, places, pad_rows(told, len(patches)))
+    decided = towers.code_embedding.tokens(codes)                                            # (drawn, n, C)
+    told = pad_rows(towers.feedback[layer] * decided, len(patches))
+    patches = patches.index_add(1, places, told)
+    if not towers.around: return patches
+    grid = torch.zeros_like(patches[:drawn]).index_copy(1, places, decided)                  # (drawn, N, C)
+    return patches + pad_rows(towers.around[layer](grid), len(patches))
 
 # %% ../../nbs/37_priors.brain.ipynb #26000035
 def decide_pass(towers, patches, text, decide, captions=None):

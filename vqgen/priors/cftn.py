@@ -15,6 +15,7 @@ from torch import nn
 from ..config import CFTNConfig, PriorShape
 from ..placement import on_model_device
 from vqgen.priors.blocks import (
+    AxialRotary,
     CrossBlock,
     Embedding,
     Tower,
@@ -75,9 +76,12 @@ class CFTN(GenerationMixin, nn.Module):
         sizes, rest = (config.width, config.heads), (config.mlp_ratio, config.dropout)
         self.text_tower = Tower(shape.vocab_size, shape.max_length, *sizes, config.text_layers, *rest,
                                 shift=2, feature_dim=shape.feature_dim)
-        self.code_embedding = Embedding(self.mask_id + 1, shape.grid_size**2, config.width).apply(initialise)
+        rotary = AxialRotary(shape.grid_size, config.width // config.heads) if config.neighbours else None
+        grid = self.mask_id + 1, shape.grid_size**2, config.width
+        self.code_embedding = Embedding(*grid, is_grid=config.neighbours).apply(initialise)
         self.norm = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(CrossBlock(*sizes, *rest) for _ in range(config.layers)).apply(initialise)
+        blocks = (CrossBlock(*sizes, *rest, rotary) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(blocks).apply(initialise)
         self.code_head = nn.Linear(config.width, shape.codebook_size)
         nn.init.normal_(self.code_head.weight, std=0.02)                        # all logits begin alike
         scale_residual_outputs([*(block.attention.out for block in self.blocks),
