@@ -47,7 +47,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["vqgen", "vqgen.*"]),
-    package_data={"vqgen": ["py.typed", "configs/*.yaml", "trained/*/*", "trained/*/*/*"]},
+    package_data={"vqgen": ["py.typed", "configs/*.yaml", "drawings/*", "trained/*/*", "trained/*/*/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "bench", "distances")},

@@ -42,7 +42,6 @@ from vqgen.data.datasets import (
     load_data,
     to_square,
 )
-from vqgen.data.emoji import base_of, emoji_examples
 from vqgen.data.report import _sheet_rows, contact_sheet, describe_data
 from vqgen.data.styles import (
     color_name,
@@ -264,18 +263,6 @@ def test_colours_go_by_everyday_names():
     assert {shade: color_name(shade) for shade in names} == names
 
 
-# Emoji
-
-def test_emoji_variants_stay_in_one_split_and_drawings_differ():
-    bases, drawings = {"train": set(), "validation": set()}, []
-    for split, picture, caption, attributes in emoji_examples(0.1):
-        bases[split].add(base_of(attributes["code_points"]))
-        drawings.append(picture.tobytes())
-        assert caption == caption.lower() and attributes["category"] not in ("Flags", "Symbols")
-    assert not bases["train"] & bases["validation"]
-    assert len(drawings) == len(set(drawings)) > 1300
-
-
 # The cache
 
 def test_same_config_same_fingerprint_same_bytes(tmp_path, monkeypatch):
@@ -287,7 +274,7 @@ def test_same_config_same_fingerprint_same_bytes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [{"count": 61}, {"image_size": 64}, {"validation_fraction": 0.2},
-                                    {"source": "emoji"}, {"style": "voxel-art"}])
+                                    {"source": "emoji"}, {"source": "twemoji"}, {"style": "voxel-art"}])
 def test_another_config_has_another_fingerprint(change):
     assert data_fingerprint(DataConfig(**{"count": 60, **change})) != data_fingerprint(DataConfig(count=60))
 

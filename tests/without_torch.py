@@ -17,7 +17,7 @@ for name in ("errors", "files", "config", "cli", "data.avatars", "data.styles", 
 
 from vqgen.config import dump_config, load_config, preset_names  # noqa: E402
 from vqgen.data.avatars import caption_of, make_avatar, sample_attributes  # noqa: E402
-from vqgen.data.emoji import emoji_picture  # noqa: E402
+from vqgen.data.emoji import twemoji_picture  # noqa: E402
 from vqgen.data.styles import draw_style  # noqa: E402
 from vqgen.errors import VQGenError  # noqa: E402
 
@@ -26,7 +26,7 @@ rng = random.Random(0)
 faces = [sample_attributes(rng) for _ in range(20)]
 pictures = [make_avatar(face).tobytes() for face in faces]
 captions = [caption_of(face, rng) for face in faces]
-assert emoji_picture("1F600").size[0] > 0 and draw_style("lorelei", 1, 32)[0].size == (32, 32)
+assert twemoji_picture("1F600").size[0] > 0 and draw_style("lorelei", 1, 32)[0].size == (32, 32)
 try: load_config("avatarz")
 except VQGenError as error: refusal = str(error)
 

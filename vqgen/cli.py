@@ -372,7 +372,7 @@ def data(context: typer.Context, config: ConfigOption = "avatars", out: SheetOpt
 # %% ../nbs/87_cli.ipynb #8dbeb018
 DemoRunOption = Annotated[Optional[Path], option("The run folder; runs/demo by default.")]
 
-@app.command(context_settings=OVERRIDES, epilog=example("demo --config emoji"))
+@app.command(context_settings=OVERRIDES, epilog=example("demo --config twemoji"))
 def demo(context: typer.Context, config: ConfigOption = "avatars", run: DemoRunOption = None,
          fresh: FreshOption = False):
     "Train on built-in drawings, then draw. The whole road: VQ-VAE, CFTN v2, figures and a gallery."

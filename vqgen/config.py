@@ -68,7 +68,7 @@ class Section(BaseModel):
 # %% ../nbs/82_config.ipynb #5ef900ab
 class DataConfig(Section):
     "Where captioned pictures come from and how they are cut to size."
-    source: str = "avatars"             # avatars | emoji | a Hub id | a file, a glob or a folder
+    source: str = "avatars"             # avatars | emoji | twemoji | a Hub id | a file, a glob or a folder
     image_size: int = Field(32, ge=8, le=4096)  # in pixels; pictures are cut to this square
     style: str = "pixel-art"            # of the avatars: a DiceBear style, such as pixel-art or voxel-art
     count: int = Field(8000, ge=10)     # number of avatars to draw
@@ -411,7 +411,7 @@ def _overlay(tree, key, text):
 
 # %% ../nbs/82_config.ipynb #82000031
 PATHS = (("data", "source"), ("text", "tokenizer"), ("text", "encoder"))   # may name a folder or a file
-DRAWN = ("avatars", "emoji")                                               # sources that are none
+DRAWN = ("avatars", "emoji", "twemoji")                                    # sources that are none
 
 def _exists(path): return any(iglob(str(path))) if has_magic(str(path)) else Path(path).exists()
 

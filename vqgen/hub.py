@@ -112,7 +112,10 @@ def data_lines(data):
         style, count = data["style"], data["count"]
         licence = describe_style(style)["meta"]["license"]["name"]
         return f"{count:,} faces, drawn in DiceBear's style *{style}* ({licence})."
-    if source == "emoji": return "The pictures of Twemoji, by Twitter and other contributors (CC BY 4.0)."
+    twemoji = "Twemoji, by Twitter and other contributors (CC BY 4.0)"
+    if source == "twemoji": return f"The pictures of {twemoji}."
+    others = "of Noto, by Google (Apache 2.0), and of Fluent, by Microsoft (MIT)"
+    if source == "emoji": return f"Emoji of {twemoji}, {others}."
     name = f"[{source}](https://huggingface.co/datasets/{source})" if is_hub_id(source) else Path(source).name
     return f"{name}. Its licence is not known here: say under which the pictures and captions are."
 

@@ -161,7 +161,7 @@ def main():
     parser.add_argument("--run", default="runs/bench-vqvae", help="where the trainings are kept, and go on")
     parser.add_argument("--json", help="write the figures to this file")
     options = parser.parse_args()
-    config = load_config("emoji", {"vqvae.model.downsample": 4, "vqvae.train.steps": options.steps})
+    config = load_config("twemoji", {"vqvae.model.downsample": 4, "vqvae.train.steps": options.steps})
     data, held_out = load_splits(config)
     results = compare(config, data, held_out, options.run, options.rates)
     print(f"{len(held_out)} held-out emoji, 64 px, f = 4, K = 512, {options.steps} steps of "

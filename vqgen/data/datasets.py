@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ..config import DRAWN
 from .avatars import avatar_examples, hold_out
 from .contents import content_facts, left_out, recalled, short_hash, write_json
-from .emoji import emoji_examples
+from .emoji import HANDS, emoji_examples, twemoji_examples
 from .mapped import MappedPictures, open_table, rows_at_once, write_rows
 from .sources import READER, in_archive, open_picture, read_source, why_unreadable
 from .styles import style_examples
@@ -88,7 +88,8 @@ def read_picture(path, size):
 def _drawn_examples(config):
     "The examples of the built-in source that `config` names."
     size, fraction = config.image_size, config.validation_fraction
-    if config.source == "emoji": return emoji_examples(fraction)
+    if config.source == "emoji": return emoji_examples(size, fraction)
+    if config.source == "twemoji": return twemoji_examples(fraction)
     if config.style == "pixel-art": return avatar_examples(config.count, size, fraction)
     return style_examples(config.count, size, config.style, fraction)
 
@@ -131,9 +132,11 @@ def _drawn_rows(config, splits):
     "The rows of a built-in source; the split of each is appended to the list `splits`."
     total = config.count if config.source == "avatars" else None
     examples = tqdm(_drawn_examples(config), config.source, total, leave=False, mininterval=0.5)
-    for i, (split, picture, caption, attributes) in enumerate(examples):
+    for i, (split, picture, captions, attributes) in enumerate(examples):
         splits.append(split)
-        yield {"pixels": _pixels(picture, config.image_size), "captions": [" ".join(caption.split())],
+        captions = [captions] if isinstance(captions, str) else captions
+        captions = [" ".join(caption.split()) for caption in captions]
+        yield {"pixels": _pixels(picture, config.image_size), "captions": captions,
                "attributes": json.dumps(attributes), "name": f"{config.source} {i}", "width": picture.width,
                "height": picture.height, "digest": "", "fault": ""}
 
@@ -174,8 +177,8 @@ def stream_settings(config, *keys):
 
 def _built_in_hash(config):
     "The fingerprint of a built-in set."
-    keys = {"avatars": ["style", "count"], "emoji": []}[config.source]
-    facts = stream_settings(config, *keys)
+    keys = ["style", "count"] if config.source == "avatars" else []
+    facts = stream_settings(config, *keys) + ([HANDS] if config.source == "emoji" else [])
     return short_hash([_BUILDER, ("source", config.source), *facts[1:]])
 
 def _built_folder(config):

@@ -405,7 +405,7 @@ def _hub_tables(config):
 def _hub_sentence(config, fault):
     "Why the Hub gave no data set, and what to do, from the exception `fault`."
     import datasets
-    about = f"data.source {config.source!r} is not built in (avatars, emoji), not on this disk, "
+    about = f"data.source {config.source!r} is not built in (avatars, emoji, twemoji), not on this disk, "
     if isinstance(fault, ConnectionError):
         reason = "HF_HUB_OFFLINE is set" if datasets.config.HF_HUB_OFFLINE else "the Hub can't be reached"
         return f"{about}not in the cache, and {reason}: check the name and the network"
