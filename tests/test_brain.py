@@ -1,13 +1,19 @@
 "CFTN v2: no code that is none, no look at what should be hidden, and the same picture from the same seed."
+import itertools
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from tiny import generators, refusal
 
 from vqgen.config import BrainConfig, PriorShape, StageConfig, TextConfig, VQVAEConfig
+from vqgen.errors import VQGenError
 from vqgen.priors.blocks import KVCache
 from vqgen.priors.brain import (
     BiHemisphericBrain,
+    cached_order,
     caption_logits,
     decisions_per_layer,
     entropy_order,
@@ -363,6 +369,58 @@ def test_order_of_few_pictures_and_of_many_counts_each_place_once():
     for some in (codes, codes[:1], codes[:2]): assert sorted(entropy_order(some).tolist()) == list(range(25))
     assert entropy_order(codes).equal(entropy_order(codes)), "the same pictures, the same order"
     assert entropy_order(codes, samples=10).equal(entropy_order(codes, samples=10))
+
+
+def order_by_definition(codes, pairs):
+    "The order as the notebook defines it, every entropy counted anew; of equals the first comes first."
+    columns = codes.reshape(len(codes), -1).T.tolist()
+    order = []
+    def entropy(*places):
+        counts = Counter(zip(*(columns[place] for place in places))).values()
+        return -math.fsum(n / len(codes) * math.log(n / len(codes)) for n in counts)
+    def left(place):
+        known = [(), *((one,) for one in order), *itertools.combinations(order[:pairs], 2)]
+        return min(entropy(place, *some) - (entropy(*some) if some else 0) for some in known)
+    while len(order) < len(columns):
+        rest = [place for place in range(len(columns)) if place not in order]
+        order.append(max(rest, key=lambda place: (round(left(place), 9), -place)))
+    return order
+
+
+@pytest.mark.parametrize("grids, side, numbers, pairs", [
+    (60, 3, 4, 24), (60, 3, 4, 3), (200, 4, 2, 5), (7, 3, 5, 24), (2, 3, 3, 24), (1, 3, 3, 24),
+    (50, 1, 9, 24), (40, 3, 1, 24), (90, 3, 70_000, 24), (300, 3, 3, 0), (300, 3, 3, 1)])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int64])
+def test_order_is_that_of_the_definition(grids, side, numbers, pairs, kind):
+    "Also where places are alike, where one copies another, and where a code is a large number."
+    if numbers > np.iinfo(kind).max: pytest.skip("such codes do not occur")
+    for seed in range(3):
+        codes = np.random.default_rng(seed).integers(0, numbers, (grids, side, side)).astype(kind)
+        codes[:, -1, -1] = codes[:, 0, 0]
+        if seed: codes[:, 0] = codes[:, 0] // 2 + codes[:, -1] // 3
+        order = entropy_order(codes, pairs=pairs).tolist()
+        assert order == order_by_definition(codes, pairs)
+
+
+def test_order_is_kept_with_the_codes_and_damage_is_mended(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VQGEN_CACHE", str(tmp_path))
+    codes = np.random.default_rng(0).integers(0, 5, (80, 4, 4)).astype(np.uint16)
+    order = entropy_order(codes)
+    assert cached_order(codes).equal(order)
+    path, = (tmp_path / "codes").iterdir()
+    kept, written = path.read_bytes(), path.stat().st_mtime_ns
+    assert cached_order(codes.copy()).equal(order) and path.stat().st_mtime_ns == written, "read, not counted"
+    assert not cached_order(codes[::-1] % 3).equal(order) and len(list(path.parent.iterdir())) == 2
+    for damaged in (kept[:-1], kept[:90], b"", kept[:-40] + b"?" + kept[-39:], kept + b"?"):
+        path.write_bytes(damaged)
+        capsys.readouterr()
+        assert cached_order(codes).equal(order) and path.read_bytes() == kept
+        assert "is made anew" in capsys.readouterr().out
+    np.save(path, order.numpy()[::-1])
+    assert cached_order(codes).equal(order) and path.read_bytes() == kept, "a foreign file is not believed"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(VQGenError, match="folder"): cached_order(codes)
 
 
 def test_new_brain_takes_its_order_from_the_codes_and_keeps_it(tokenizer, tmp_path):

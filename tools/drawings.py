@@ -30,7 +30,8 @@ def body_of(icons, name):
 def main(*archives):
     wanted = {plain_points(record.unified) for record in drawn_records()}
     for hand, archive in zip(DRAWINGS, archives, strict=True):
-        icons, names, drawings = read_json(archive, "icons.json"), {}, {}
+        icons = read_json(archive, "icons.json")
+        names, drawings = {}, {}
         for points, name in sorted(read_json(archive, "chars.json").items()):
             parts = plain_points(points).split("-")
             base = "-".join(part for part in parts if part not in TONES)

@@ -666,6 +666,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.PrefixCache.clear': ( 'priors.brain.html#prefixcache.clear',
                                                                               'vqgen/priors/brain.py'),
+                                    'vqgen.priors.brain.cached_order': ('priors.brain.html#cached_order', 'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.caption_logits': ('priors.brain.html#caption_logits', 'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.caption_loss': ('priors.brain.html#caption_loss', 'vqgen/priors/brain.py'),
                                     'vqgen.priors.brain.code_loss': ('priors.brain.html#code_loss', 'vqgen/priors/brain.py'),

@@ -72,7 +72,9 @@ def open_file(path, limit=None):
 
 def check_place(path):
     "Raise `VQGenError` where something lies at `path`, to be written, that is no regular file, or is a link."
-    if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode): return
+    try: kind = os.lstat(path).st_mode
+    except OSError: return                     # nothing is there, or no longer; else writing will say what
+    if stat.S_ISREG(kind): return
     raise VQGenError(f"{path} is a folder, a link or a device, not a regular file: delete it")
 
 def read_file(path, limit=SMALL):

@@ -24,7 +24,7 @@ from vqgen.config import (
     section_key,
 )
 from ..errors import VQGenError
-from .brain import BiHemisphericBrain, entropy_order
+from .brain import BiHemisphericBrain, cached_order
 from .cftn import CFTN
 from .codes import check_codes
 from .lstm import LSTMPrior
@@ -101,7 +101,7 @@ def new_prior(name, config, vqvae, tokenizer, image_size, seed=0, encoder=None, 
                        **text_shape(tokenizer, encoder))
     prior = PRIORS[name].model(config, shape)
     start_from_codebook(prior, vqvae.quantizer.codebook)
-    if codes is not None and hasattr(prior, "order"): prior.order.copy_(entropy_order(codes))
+    if codes is not None and hasattr(prior, "order"): prior.order.copy_(cached_order(codes))
     return prior
 
 # %% ../../nbs/38_priors.build.ipynb #27f00013
