@@ -317,7 +317,8 @@ def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption
 FIGURES = {   # what `experiment.measure` gives, in words
     "psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity",
     "milliseconds": "ms for a picture", "stated": "stated all right", "ceiling": "stated, true pictures",
-    "in_range": "in range", "accuracy": "prompt accuracy", "captions": "captions right"}
+    "in_range": "in range", "accuracy": "prompt accuracy", "captions": "captions right",
+    "nats": "nats a picture", "nats_error": "its standard error", "bits_per_code": "bits a code"}
 
 def print_figures(figures):
     "A line for each number in `figures`, with its name in words, in the order of `FIGURES`."
