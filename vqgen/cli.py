@@ -326,6 +326,7 @@ def print_figures(figures):
     for name, value in ordered.items():
         if isinstance(value, float): print(f"{FIGURES.get(name, name):27} {value:.4g}")
 
+# %% ../nbs/87_cli.ipynb #87b00001
 HeldOutOption = Annotated[int, option("Held-out captions to draw.")]
 PublishedOption = Annotated[
     bool, option("FID, KID and CLIP score as well: fetches their weights.", "--published")]

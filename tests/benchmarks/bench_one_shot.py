@@ -24,7 +24,8 @@ from vqgen.pipeline import Pipeline, find_run
 from vqgen.priors.build import PRIORS
 
 STEPS = (1, 4, 8, 16)
-CEILING, TRANSFORMER, LSTM = "VQ-VAE ceiling", "Transformer, top-p 0.9", "LSTM, top-p 0.9"
+CEILING = "VQ-VAE ceiling"
+LSTM, TRANSFORMER = "LSTM, top-p 0.9", "Transformer, top-p 0.9"
 ONE, TEACHER = "CFTN v2, one-shot", "CFTN v2, 16 steps"
 
 

@@ -386,6 +386,7 @@ def one_pass(brain, text, generators, given, options):
     decide_pass(brain, patches, trim(with_unconditional(text) if guided else text), decide)
     return rounds
 
+# %% ../../nbs/37_priors.brain.ipynb #37b00004
 def decided_per_pass(count, steps):
     "How many of `count` codes are decided after each of `steps` passes, no more than `count`, as a list."
     steps = min(steps, count)   # more would decide no more
