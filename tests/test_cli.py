@@ -167,6 +167,7 @@ def test_evaluate_prints_a_table(run):
     assert result.returncode == 0, result.stderr
     names = [line[:18].strip() for line in result.stdout.splitlines()]
     for name in ("PSNR in dB", "codebook usage", "ms for a picture", "prompt accuracy",
+                 "nats a picture", "its standard error", "bits a code",
                  "training pictures", "held-out pictures", "reconstructions", "drawings"):
         assert name in names, result.stdout
     assert "nearest, pixels" in result.stdout and "variety, pixels" in result.stdout

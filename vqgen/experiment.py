@@ -8,7 +8,8 @@ __all__ = ['SHAPING', 'open_folder', 'begun_facts', 'other_data', 'check_data', 
            'unknown_characters', 'extend_tokenizer', 'note_unfinished', 'open_vqvae', 'save_tokenizer',
            'open_tokenizer', 'encode_splits', 'drawing_sampler', 'prior_facts', 'as_begun', 'train_in_stages',
            'train_prior_in', 'train_model', 'knows_attributes', 'load_classifier', 'load_judge', 'reconstruct',
-           'milliseconds_per_image', 'judged_figures', 'measure', 'summary', 'gallery_captions', 'draw_gallery', 'demo']
+           'milliseconds_per_image', 'held_out_likelihood', 'judged_figures', 'measure', 'summary', 'gallery_captions',
+           'draw_gallery', 'demo']
 
 # %% ../nbs/86_experiment.ipynb #9a134338
 import contextlib
@@ -37,6 +38,7 @@ from .data.datasets import load_data
 from .data.streams import load_stream
 from .errors import VQGenError
 from .evaluation.judge import Judge, caption_accuracy
+from .evaluation.likelihood import likelihood
 from vqgen.evaluation.metrics import (
     AttributeClassifier,
     attribute_accuracy,
@@ -397,6 +399,17 @@ def milliseconds_per_image(pipeline, captions, repeats=20):
         times.append(1000 * (time.perf_counter() - start))
     return sorted(times[3:])[repeats // 2]
 
+# %% ../nbs/86_experiment.ipynb #86000062
+def held_out_likelihood(pipeline, validation, count=400, **options):
+    """The `likelihood` of the first `count` pictures of `validation` by the prior of `pipeline`, a dict.
+
+    `options` are those of the prior's `nats`. Raises `VQGenError` for a prior that has no exact one.
+    """
+    codes = encode_dataset(pipeline.vqvae, validation, device=pipeline.device)[:count]           # (n, h, w)
+    coded = CodedCaptions(codes, validation.captions[:count], pipeline.tokenizer, pipeline.encoder,
+                          pipeline.device)
+    return likelihood(pipeline.prior, coded, **options)
+
 # %% ../nbs/86_experiment.ipynb #86000013
 @torch.no_grad()
 def judged_figures(pipeline, validation, judge, copies):
@@ -424,8 +437,9 @@ def measure(pipeline, data, validation, judge=None, count=400):
     """The figures of a trained run, a dict.
 
     psnr in dB, of the pictures of `validation` and their reconstructions; usage and perplexity of the
-    codebook over `data`; milliseconds for one picture drawn alone. With a `judge` also what
-    `judged_figures` gives, for the first `count` captions of `validation`.
+    codebook over `data`; milliseconds for one picture drawn alone. For the first `count` pictures of
+    `validation` also the `held_out_likelihood`, of a prior that has one, and what `judged_figures` gives,
+    where there is a `judge`.
     """
     vqvae = pipeline.vqvae
     copies = reconstruct(vqvae, validation)                                     # (N, 3, H, W)
@@ -434,6 +448,7 @@ def measure(pipeline, data, validation, judge=None, count=400):
     figures = {"psnr": psnr(copies, validation.batch(range(len(validation)))).mean().item(),
                "usage": usage, "perplexity": perplexity,
                "milliseconds": milliseconds_per_image(pipeline, validation.captions)}
+    if hasattr(pipeline.prior, "nats"): figures |= held_out_likelihood(pipeline, validation, count)
     if judge is None: return figures
     return figures | judged_figures(pipeline, validation, judge, copies[:count])
 
@@ -446,6 +461,8 @@ def summary(figures):
                      f"(of true ones through the VQ-VAE: {figures['ceiling']:.1%})")
         parts.append(f"prompt accuracy {figures['accuracy']:.1%}")
     if "captions" in figures: parts.append(f"captions right {figures['captions']:.1%}")
+    if "nats" in figures:
+        parts.append(f"{figures['nats']:.1f} nats a picture ({figures['bits_per_code']:.2f} bits a code)")
     return " | ".join([*parts, f"{figures['milliseconds']:.0f} ms per one-shot picture"])
 
 # %% ../nbs/86_experiment.ipynb #0feacd57
