@@ -89,7 +89,8 @@ def _drawn_examples(config):
     "The examples of the built-in source that `config` names."
     size, fraction = config.image_size, config.validation_fraction
     if config.source == "emoji": return emoji_examples(fraction)
-    if config.style == "pixel-art": return avatar_examples(config.count, size, fraction)
+    if config.style == "pixel-art":
+        return avatar_examples(config.count, size, fraction, config.casual_captions)
     return style_examples(config.count, size, config.style, fraction)
 
 def _read_bytes(path):
@@ -131,9 +132,11 @@ def _drawn_rows(config, splits):
     "The rows of a built-in source; the split of each is appended to the list `splits`."
     total = config.count if config.source == "avatars" else None
     examples = tqdm(_drawn_examples(config), config.source, total, leave=False, mininterval=0.5)
-    for i, (split, picture, caption, attributes) in enumerate(examples):
+    for i, (split, picture, captions, attributes) in enumerate(examples):
         splits.append(split)
-        yield {"pixels": _pixels(picture, config.image_size), "captions": [" ".join(caption.split())],
+        captions = [captions] if isinstance(captions, str) else captions
+        captions = [" ".join(caption.split()) for caption in captions]
+        yield {"pixels": _pixels(picture, config.image_size), "captions": captions,
                "attributes": json.dumps(attributes), "name": f"{config.source} {i}", "width": picture.width,
                "height": picture.height, "digest": "", "fault": ""}
 
@@ -175,6 +178,7 @@ def stream_settings(config, *keys):
 def _built_in_hash(config):
     "The fingerprint of a built-in set."
     keys = {"avatars": ["style", "count"], "emoji": []}[config.source]
+    if config.casual_captions: keys = [*keys, "casual_captions"]   # sets without keep their fingerprints
     facts = stream_settings(config, *keys)
     return short_hash([_BUILDER, ("source", config.source), *facts[1:]])
 
