@@ -288,7 +288,8 @@ def _in_words(said, rng):
     return traits, things
 
 # %% ../../nbs/61_data.avatars.ipynb #01a00018
-_SUBJECTS = "person woman man guy girl boy kid lady dude face portrait someone somebody".split()
+_SUBJECTS = ("person woman man guy girl boy kid lady dude knight ninja pilot dancer student baker robot "
+             "face portrait someone somebody").split()
 _COUNTED = {*_SUBJECTS[:-2],   # nouns with an article
             *"mohawk mohican mouth smile grin frown hat cap beanie shirt top t-shirt tee sweater".split(),
             *"jumper jacket hoodie dress blouse background backdrop bg wall".split()}
@@ -311,8 +312,11 @@ def _as_list(traits, things, rng):
     parts += traits
     rng.shuffle(parts)
     whole = all(" " in part for part in parts)
-    marks = [", "] * 6 + ["; ", " + "] + [" ", " and "] * whole
-    return rng.choice([", ", ": ", " with "]).join(filter(None, [lead, rng.choice(marks).join(parts)]))
+    mark = rng.choice([", "] * 6 + ["; ", " + "] + [" ", " and "] * whole)
+    if mark == ", " and rng.random() < 0.5:   # "without glasses and a hat" would be another face
+        parts = [f"without {said(part[3:])}" if part.startswith("no ") else part for part in parts]
+    text = rng.choice([", ", ": ", " with "]).join(filter(None, [lead, mark.join(parts)]))
+    return text.replace("with without", "without")
 
 # %% ../../nbs/61_data.avatars.ipynb #01a00019
 def _as_sentence(traits, things, rng):
