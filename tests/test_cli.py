@@ -84,7 +84,9 @@ def test_generate_draws_a_row_for_each_caption(run, tmp_path):
     ask = ["generate", "a ../face: of/me?", "somebody else", "--run", run, "--num-images", 3, "--steps", 4,
            "--temperature", 0.5, "--guidance-scale", 2, "--seed", 7]
     result = vqgen(*ask, "--out", out)
-    assert result.returncode == 0 and result.stderr == "" and result.stdout.strip() == f"saved {out}"
+    assert result.returncode == 0 and result.stdout.strip() == f"saved {out}"
+    [warning] = result.stderr.splitlines()
+    assert warning.startswith("warning: in training the model has never seen 'else', 'me', 'somebody': ")
     with Image.open(out) as picture:
         assert picture.format == "PNG"
         width, height = picture.size   # pictures of 16 pixels, each shown at 128, with a little paper between

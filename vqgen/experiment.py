@@ -51,7 +51,13 @@ from .placement import best_device, model_device
 from .priors.build import PRIORS, new_prior, train_prior
 from .priors.codes import CodedCaptions, CodedStream, encode_dataset, encode_stream
 from .priors.curriculum import train_curriculum
-from .priors.text import CaptionTokenizer, load_encoder, load_tokenizer, new_tokenizer
+from vqgen.priors.text import (
+    CaptionTokenizer,
+    caption_words,
+    load_encoder,
+    load_tokenizer,
+    new_tokenizer,
+)
 from .training.checkpoints import has_begun, last_step, load_model, read_description, start_from
 from .training.devices import explain_interrupts, is_main_process, main_process_first, start_accelerator
 from .training.loop import train
@@ -78,8 +84,8 @@ def open_folder(config, run, model, fresh=False):
         yield folder
 
 # %% ../nbs/86_experiment.ipynb #86000051
-SHAPING = ("source", "style", "count", "image_size", "image_column", "caption_column", "encoding", "revision",
-           "validation_fraction", "streaming")   # what shapes a data set
+SHAPING = ("source", "style", "count", "casual_captions", "image_size", "image_column", "caption_column",
+           "encoding", "revision", "validation_fraction", "streaming")   # what shapes a data set
 
 def begun_facts(folder):
     "What the training that has begun in `folder` is told to depend on, a dict; an empty one where none has."
@@ -216,16 +222,18 @@ def unknown_characters(tokenizer, captions):
 def extend_tokenizer(tokenizer, captions):
     """`tokenizer` with a token more, at the end, for each character of `captions` that it does not know.
 
-    All other tokens keep their ids. Only a tokenizer of the kind that we train learns; others stay.
+    All other tokens keep their ids. Only a tokenizer of the kind that we train learns; others stay. The words
+    of `captions` are added to those that it has seen.
     """
     from tokenizers import Tokenizer
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     new = unknown_characters(tokenizer, captions)
+    if tokenizer.words: tokenizer.words |= caption_words(captions, tokenizer.backend_tokenizer.normalizer)
     if not new or tree["model"]["type"] != "BPE": return tokenizer
     first = max(tokenizer.get_vocab().values()) + 1
     tree["model"]["vocab"] |= {character: first + i for i, character in enumerate(new)}
     return CaptionTokenizer(Tokenizer.from_str(json.dumps(tree)), tokenizer.model_max_length,
-                            tokenizer.special_tokens_map, tokenizer.clean_up)
+                            tokenizer.special_tokens_map, tokenizer.clean_up, tokenizer.words)
 
 # %% ../nbs/86_experiment.ipynb #86000071
 def note_unfinished(folder):
