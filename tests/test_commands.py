@@ -206,3 +206,6 @@ def test_a_caption_of_unknown_words_is_said_in_one_line(tmp_path):
     done = vqgen("generate", "\u9854", "--run", "avatars-hour", "--out", tmp_path / "x.png")
     [line] = done.stderr.splitlines()
     assert done.returncode == 0 and line.startswith("warning: the tokenizer knows nothing of the caption")
+    done = vqgen("generate", "a pirate, noto style", "--run", "avatars-hour", "--out", tmp_path / "y.png")
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 0 and "never seen 'noto', 'pirate', 'style'" in line

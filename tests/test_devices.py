@@ -56,8 +56,9 @@ METHODS = {
                     lambda model, given: model.generate(given["text"], generators(0, 1))),
     **dict.fromkeys([(name, "stream") for name in PRIORS],
                     lambda model, given: list(model.stream(given["text"], generators(0, 1)))),
-    **dict.fromkeys([(name, "bits_per_code") for name in ("lstm", "transformer", "cftn")],
+    **dict.fromkeys([(name, "bits_per_code") for name in PRIORS],
                     lambda model, given: model.bits_per_code(given["codes"], given["text"])),
+    ("cftn-v2", "nats"): lambda model, given: model.nats(given["codes"], given["text"], steps=4),
     ("cftn-v2", "caption"): lambda model, given: model.caption(given["codes"]),
 }
 READS = {("classifier", "read"), ("cftn-v2", "caption")}   # their results are words: values must be known

@@ -292,7 +292,8 @@ def test_tokenizer_with_a_surprise(run, name):
 
 
 @pytest.mark.parametrize("change", [
-    {"model_max_length": 10**30}, {"pad_token": None}, {"pad_token": "no such token"}, {"unk_token": ["x"]}],
+    {"model_max_length": 10**30}, {"pad_token": None}, {"pad_token": "no such token"}, {"unk_token": ["x"]},
+    {"words": ["hat"]}],
     ids=str)
 def test_what_is_said_of_a_tokenizer(run, change):
     edit_json(run / "cftn/tokenizer_config.json", lambda tree: tree.update(change))

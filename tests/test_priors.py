@@ -148,16 +148,6 @@ def test_sixteen_grids_by_heart(kind, memories, text):
         assert drawn.equal(grids(16)), options
 
 
-@every_ordered
-def test_the_bits_of_all_pictures_are_a_distribution(kind, tokenizer, text):
-    "The probabilities of all grids of two codes sum to one: nothing is left for the start token."
-    prior = new(kind, tokenizer, side=2, codebook_size=2)
-    every = torch.tensor(list(itertools.product(range(2), repeat=4))).view(16, 2, 2)
-    for row in (0, 15):
-        bits = prior.bits_per_code(every, some(text, *[row] * 16))
-        assert bits.shape == (16,) and (2 ** (-4 * bits.double())).sum().item() == pytest.approx(1, abs=1e-4)
-
-
 def test_the_bits_of_cftn_are_a_bound(tokenizer, text):
     "The probabilities that they stand for sum to one at most; for a single code there is nothing to bound."
     single = new("cftn", tokenizer, side=1)

@@ -317,7 +317,8 @@ def reconstruct(pictures: PicturesArgument, run: RunOption = RUN, out: OutOption
 FIGURES = {   # what `experiment.measure` gives, in words
     "psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity",
     "milliseconds": "ms for a picture", "stated": "stated all right", "ceiling": "stated, true pictures",
-    "in_range": "in range", "accuracy": "prompt accuracy", "captions": "captions right"}
+    "in_range": "in range", "accuracy": "prompt accuracy", "captions": "captions right",
+    "nats": "nats a picture", "nats_error": "its standard error", "bits_per_code": "bits a code"}
 
 def print_figures(figures):
     "A line for each number in `figures`, with its name in words, in the order of `FIGURES`."
@@ -325,6 +326,7 @@ def print_figures(figures):
     for name, value in ordered.items():
         if isinstance(value, float): print(f"{FIGURES.get(name, name):27} {value:.4g}")
 
+# %% ../nbs/87_cli.ipynb #87b00001
 HeldOutOption = Annotated[int, option("Held-out captions to draw.")]
 PublishedOption = Annotated[
     bool, option("FID, KID and CLIP score as well: fetches their weights.", "--published")]

@@ -72,6 +72,7 @@ class DataConfig(Section):
     image_size: int = Field(32, ge=8, le=4096)  # in pixels; pictures are cut to this square
     style: str = "pixel-art"            # of the avatars: a DiceBear style, such as pixel-art or voxel-art
     count: int = Field(8000, ge=10)     # number of avatars to draw
+    casual_captions: bool = False       # besides a plain caption three as people type; training draws one
     image_column: str = "image"         # of tables: those of the Hub, parquet files and their like
     caption_column: str = "text"        # a string, or a list of several captions
     encoding: str = "utf-8"             # of caption files and CSV tables
@@ -83,6 +84,12 @@ class DataConfig(Section):
     flip: bool = False                  # mirror at random, except where the caption says left or right
     crop: float = Field(0.0, ge=0, lt=0.5)       # cut at random up to this share of the side away
     views: int = Field(1, ge=1)         # of each picture, mirrored and cut, whose codes the priors learn
+
+    @model_validator(mode="after")
+    def _casual_faces(self):
+        if self.casual_captions and (self.source, self.style) != ("avatars", "pixel-art"):
+            raise ValueError("data.casual_captions is for avatars in pixel-art alone: set it to false")
+        return self
 
 # %% ../nbs/82_config.ipynb #b29f1259
 class VQVAEConfig(Section):

@@ -8,7 +8,8 @@ __all__ = ['SHAPING', 'open_folder', 'begun_facts', 'other_data', 'check_data', 
            'unknown_characters', 'extend_tokenizer', 'note_unfinished', 'open_vqvae', 'save_tokenizer',
            'open_tokenizer', 'encode_splits', 'drawing_sampler', 'prior_facts', 'as_begun', 'train_in_stages',
            'train_prior_in', 'train_model', 'knows_attributes', 'load_classifier', 'load_judge', 'reconstruct',
-           'milliseconds_per_image', 'judged_figures', 'measure', 'summary', 'gallery_captions', 'draw_gallery', 'demo']
+           'milliseconds_per_image', 'held_out_likelihood', 'judged_figures', 'measure', 'summary', 'gallery_captions',
+           'draw_gallery', 'demo']
 
 # %% ../nbs/86_experiment.ipynb #9a134338
 import contextlib
@@ -37,6 +38,7 @@ from .data.datasets import load_data
 from .data.streams import load_stream
 from .errors import VQGenError
 from .evaluation.judge import Judge, caption_accuracy
+from .evaluation.likelihood import likelihood
 from vqgen.evaluation.metrics import (
     AttributeClassifier,
     attribute_accuracy,
@@ -49,7 +51,13 @@ from .placement import best_device, model_device
 from .priors.build import PRIORS, new_prior, train_prior
 from .priors.codes import CodedCaptions, CodedStream, encode_dataset, encode_stream
 from .priors.curriculum import train_curriculum
-from .priors.text import CaptionTokenizer, load_encoder, load_tokenizer, new_tokenizer
+from vqgen.priors.text import (
+    CaptionTokenizer,
+    caption_words,
+    load_encoder,
+    load_tokenizer,
+    new_tokenizer,
+)
 from .training.checkpoints import has_begun, last_step, load_model, read_description, start_from
 from .training.devices import explain_interrupts, is_main_process, main_process_first, start_accelerator
 from .training.loop import train
@@ -76,8 +84,8 @@ def open_folder(config, run, model, fresh=False):
         yield folder
 
 # %% ../nbs/86_experiment.ipynb #86000051
-SHAPING = ("source", "style", "count", "image_size", "image_column", "caption_column", "encoding", "revision",
-           "validation_fraction", "streaming")   # what shapes a data set
+SHAPING = ("source", "style", "count", "casual_captions", "image_size", "image_column", "caption_column",
+           "encoding", "revision", "validation_fraction", "streaming")   # what shapes a data set
 
 def begun_facts(folder):
     "What the training that has begun in `folder` is told to depend on, a dict; an empty one where none has."
@@ -214,16 +222,18 @@ def unknown_characters(tokenizer, captions):
 def extend_tokenizer(tokenizer, captions):
     """`tokenizer` with a token more, at the end, for each character of `captions` that it does not know.
 
-    All other tokens keep their ids. Only a tokenizer of the kind that we train learns; others stay.
+    All other tokens keep their ids. Only a tokenizer of the kind that we train learns; others stay. The words
+    of `captions` are added to those that it has seen.
     """
     from tokenizers import Tokenizer
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     new = unknown_characters(tokenizer, captions)
+    if tokenizer.words: tokenizer.words |= caption_words(captions, tokenizer.backend_tokenizer.normalizer)
     if not new or tree["model"]["type"] != "BPE": return tokenizer
     first = max(tokenizer.get_vocab().values()) + 1
     tree["model"]["vocab"] |= {character: first + i for i, character in enumerate(new)}
     return CaptionTokenizer(Tokenizer.from_str(json.dumps(tree)), tokenizer.model_max_length,
-                            tokenizer.special_tokens_map, tokenizer.clean_up)
+                            tokenizer.special_tokens_map, tokenizer.clean_up, tokenizer.words)
 
 # %% ../nbs/86_experiment.ipynb #86000071
 def note_unfinished(folder):
@@ -397,6 +407,17 @@ def milliseconds_per_image(pipeline, captions, repeats=20):
         times.append(1000 * (time.perf_counter() - start))
     return sorted(times[3:])[repeats // 2]
 
+# %% ../nbs/86_experiment.ipynb #86000062
+def held_out_likelihood(pipeline, validation, count=400, **options):
+    """The `likelihood` of the first `count` pictures of `validation` by the prior of `pipeline`, a dict.
+
+    `options` are those of the prior's `nats`. Raises `VQGenError` for a prior that has no exact one.
+    """
+    codes = encode_dataset(pipeline.vqvae, validation, device=pipeline.device)[:count]           # (n, h, w)
+    coded = CodedCaptions(codes, validation.captions[:count], pipeline.tokenizer, pipeline.encoder,
+                          pipeline.device)
+    return likelihood(pipeline.prior, coded, **options)
+
 # %% ../nbs/86_experiment.ipynb #86000013
 @torch.no_grad()
 def judged_figures(pipeline, validation, judge, copies):
@@ -424,8 +445,9 @@ def measure(pipeline, data, validation, judge=None, count=400):
     """The figures of a trained run, a dict.
 
     psnr in dB, of the pictures of `validation` and their reconstructions; usage and perplexity of the
-    codebook over `data`; milliseconds for one picture drawn alone. With a `judge` also what
-    `judged_figures` gives, for the first `count` captions of `validation`.
+    codebook over `data`; milliseconds for one picture drawn alone. For the first `count` pictures of
+    `validation` also the `held_out_likelihood`, of a prior that has one, and what `judged_figures` gives,
+    where there is a `judge`.
     """
     vqvae = pipeline.vqvae
     copies = reconstruct(vqvae, validation)                                     # (N, 3, H, W)
@@ -434,6 +456,7 @@ def measure(pipeline, data, validation, judge=None, count=400):
     figures = {"psnr": psnr(copies, validation.batch(range(len(validation)))).mean().item(),
                "usage": usage, "perplexity": perplexity,
                "milliseconds": milliseconds_per_image(pipeline, validation.captions)}
+    if hasattr(pipeline.prior, "nats"): figures |= held_out_likelihood(pipeline, validation, count)
     if judge is None: return figures
     return figures | judged_figures(pipeline, validation, judge, copies[:count])
 
@@ -446,6 +469,8 @@ def summary(figures):
                      f"(of true ones through the VQ-VAE: {figures['ceiling']:.1%})")
         parts.append(f"prompt accuracy {figures['accuracy']:.1%}")
     if "captions" in figures: parts.append(f"captions right {figures['captions']:.1%}")
+    if "nats" in figures:
+        parts.append(f"{figures['nats']:.1f} nats a picture ({figures['bits_per_code']:.2f} bits a code)")
     return " | ".join([*parts, f"{figures['milliseconds']:.0f} ms per one-shot picture"])
 
 # %% ../nbs/86_experiment.ipynb #0feacd57

@@ -28,7 +28,7 @@ from .files import fingerprint
 from .hub import fetch_run, is_hub_id, push_run, read_origin, save_run
 from .placement import best_device
 from .priors.build import PRIORS, check_prior_name
-from .priors.text import check_tokenizer, load_encoder, load_tokenizer, tokenize
+from .priors.text import check_tokenizer, load_encoder, load_tokenizer, tokenize, unseen_words
 from .training.checkpoints import load_model, read_description
 from .viz import to_pil
 from .vqvae.model import VQVAE, check_codes
@@ -148,9 +148,16 @@ def check_captions(captions):
 def read_captions(pipeline, captions):
     """`captions`, a list of B strings, as the `Text` that the prior of `pipeline` reads, on its device.
 
-    Warns of those of which the tokenizer knows nothing; raises `VQGenError` for what is no text.
+    Warns of those of which the tokenizer knows nothing, and of words that no training caption has; raises
+    `VQGenError` for what is no text.
     """
     captions, tokenizer = check_captions(captions), pipeline.tokenizer
+    unseen = unseen_words(tokenizer, captions)
+    if unseen:
+        more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+        named = ", ".join(repr(word[:30]) for word in unseen[:5])
+        warn(f"in training the model has never seen {named}{more}: say it in other words, or what is drawn "
+             "may not follow", stacklevel=4)
     text = tokenize(tokenizer, captions, pipeline.encoder)
     for caption, row in {caption: row for caption, row in zip(captions, text.input_ids)}.items():
         if caption.strip() and not tokenizer.decode(row.tolist(), skip_special_tokens=True).strip():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'HELD_OUT', 'sample_attributes', 'complete_parts', 'choose_parts', 'part_values', 'render_svg',
-           'draw_parts', 'make_avatar', 'join_phrases', 'caption_of', 'redraw_attributes', 'read_caption', 'hash_order',
-           'hold_out', 'held_out_triples', 'avatar_examples']
+           'draw_parts', 'make_avatar', 'join_phrases', 'caption_of', 'redraw_attributes', 'read_caption',
+           'casual_phrases', 'casual_caption', 'hash_order', 'hold_out', 'held_out_triples', 'avatar_examples']
 
 # %% ../../nbs/61_data.avatars.ipynb #a9fcfe00
 import hashlib
@@ -207,6 +207,174 @@ def read_caption(text):
     said = {name: match[1] for name, match in found.items() if match}
     return {name: "none" if value in ("no", "no glasses") else value for name, value in said.items()}
 
+# %% ../../nbs/61_data.avatars.ipynb #01a00011
+_WORDS = {
+    "skin": {"light": "light, pale, fair", "tan": "tan, tanned, olive", "brown": "brown, dark"},
+    "hair_color": {"blond": "blond, blonde, fair, golden", "brown": "brown, chestnut", "black": "black",
+                   "red": "red, ginger", "blue": "blue", "green": "green"},
+    "eyewear": {"none": "no glasses", "glasses": "glasses, specs, spectacles, eyeglasses",
+                "sunglasses": "sunglasses, shades, dark glasses, sunnies"},
+    "hat": {"none": "no", "blue": "blue", "red": "red", "purple": "purple, violet", "green": "green"},
+    "mouth": {"smiling": "smile, big smile, grin, smiling mouth, smiling face, happy face",
+              "open": "open mouth, mouth open, wide open mouth, surprised face",
+              "frowning": "frown, frowning mouth, sad mouth, sad face, unhappy face"},
+    "clothes": {"blue": "blue", "navy": "navy, navy blue, dark blue", "green": "green", "red": "red",
+                "yellow": "yellow"},
+    "background": {"white": "white", "grey": "grey, gray", "sky blue": "sky blue, light blue, blue",
+                   "pink": "pink", "yellow": "yellow", "purple": "purple, violet, lilac"},
+}
+_FORMS = {
+    "skin": "* skin", "hair_color": "* hair", "eyewear": "*", "hat": "* hat, * cap, * beanie", "mouth": "*",
+    "clothes": "* clothes, * shirt, * top, * t-shirt, * tee, * sweater, * jumper, * jacket, * hoodie, "
+               "* dress, * blouse",
+    "background": "* background, * backdrop, * bg, * wall",
+}
+_CUTS = {"long": "long * hair, * long hair", "short": "short * hair, * short hair, cropped * hair",
+         "curly": "curly * hair, * curly hair, * curls", "mohawk": "* mohawk, * mohican",
+         "pigtails": "* pigtails, two * pigtails"}
+_TRAITS = {   # said of the person: "a sad woman"
+    "skin": {"light": "pale, light-skinned, fair-skinned", "tan": "tan, tanned",
+             "brown": "dark-skinned, brown-skinned"},
+    "hair_style": {"long": "long-haired", "short": "short-haired", "curly": "curly-haired"},
+    "hair_color": {"blond": "blond, blonde, fair-haired", "brown": "brunette, brown-haired",
+                   "black": "black-haired", "red": "ginger, redheaded, red-haired", "blue": "blue-haired",
+                   "green": "green-haired"},
+    "mouth": {"smiling": "smiling, grinning, happy, cheerful", "open": "shouting, screaming, surprised",
+              "frowning": "frowning, sad, unhappy, grumpy"},
+}
+
+# %% ../../nbs/61_data.avatars.ipynb #01a00012
+def _ways(name, value, color=None):
+    "The noun phrases that say that attribute `name` has `value`; a hair style with its `color`, or without."
+    if name == "hair_style":
+        forms, words = _CUTS[value], _WORDS["hair_color"][color] if color else ""
+    else: forms, words = _FORMS[name], _WORDS[name][value]
+    if name == "hat" and value == "none": forms = "* hat"   # who has no cap may have another hat
+    pairs = itertools.product(forms.split(", "), words.split(", "))
+    return list(dict.fromkeys(" ".join(form.replace("*", word).split()) for form, word in pairs))
+
+@cache
+def casual_phrases():
+    "The phrases that `casual_caption` may use, a list of pairs: the phrase, and what it says, a dict."
+    said = []
+    for name, values in ATTRIBUTES.items():
+        for value in values:
+            traits = filter(None, _TRAITS.get(name, {}).get(value, "").split(", "))
+            said += [(way, {name: value}) for way in [*_ways(name, value), *traits]]
+    for style, color in itertools.product(ATTRIBUTES["hair_style"], ATTRIBUTES["hair_color"]):
+        both = {"hair_style": style, "hair_color": color}
+        said += [(way, both) for way in _ways("hair_style", style, color)]
+    return said
+
+# %% ../../nbs/61_data.avatars.ipynb #01a00015
+def _few(attributes, rng):
+    "The names of one to six attributes, in their order; what is absent is seldom spoken of."
+    names = [name for name in ATTRIBUTES if attributes[name] != "none" or rng.random() < 0.25]
+    count = rng.choices(range(1, 7), [3, 4, 5, 4, 3, 2])[0]
+    chosen = rng.sample(names, min(count, len(names)))
+    return [name for name in names if name in chosen]
+
+def _in_words(said, rng):
+    "The traits, a list, and the things, lists by verb, that say `said`, a dict of attributes."
+    verbs = {"eyewear": "wears", "hat": "wears", "clothes": "wears", "background": "is in front of"}
+    known = [name for name in said if said[name] in _TRAITS.get(name, {}) and rng.random() < 0.3]
+    traits = [rng.choice(_TRAITS[name][said[name]].split(", ")) for name in known]
+    rest = {name: value for name, value in said.items() if name not in known}
+    color = rest.pop("hair_color", None) if "hair_style" in rest else None
+    things = {}
+    for name, value in rest.items():
+        things.setdefault(verbs.get(name, "has"), []).append(rng.choice(_ways(name, value, color)))
+    for phrases in [traits, *things.values()]: rng.shuffle(phrases)
+    return traits, things
+
+# %% ../../nbs/61_data.avatars.ipynb #01a00018
+_SUBJECTS = ("person woman man guy girl boy kid lady dude knight ninja pilot dancer student baker robot "
+             "face portrait someone somebody").split()
+_COUNTED = {*_SUBJECTS[:-2],   # nouns with an article
+            *"mohawk mohican mouth smile grin frown hat cap beanie shirt top t-shirt tee sweater".split(),
+            *"jumper jacket hoodie dress blouse background backdrop bg wall".split()}
+
+def _with_article(phrase):
+    "`phrase` with the article that it needs, if any."
+    if phrase.split()[-1] not in _COUNTED or phrase.startswith("no "): return phrase
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+def _subject(traits, rng):
+    "Words for the person who has `traits`."
+    subject = rng.choice(_SUBJECTS[:-3] if traits else _SUBJECTS)
+    return " ".join([*traits, subject])
+
+def _as_list(traits, things, rng):
+    "`a, b, c`, or with other marks between them; with a person before it or without."
+    said = _with_article if rng.random() < 0.25 else str
+    parts, lead = list(map(said, itertools.chain(*things.values()))), ""
+    if rng.random() < 0.5: lead, traits = said(_subject(traits, rng)), []
+    parts += traits
+    rng.shuffle(parts)
+    whole = all(" " in part for part in parts)
+    mark = rng.choice([", "] * 6 + ["; ", " + "] + [" ", " and "] * whole)
+    if mark == ", " and rng.random() < 0.5:   # "without glasses and a hat" would be another face
+        parts = [f"without {said(part[3:])}" if part.startswith("no ") else part for part in parts]
+    text = rng.choice([", ", ": ", " with "]).join(filter(None, [lead, mark.join(parts)]))
+    return text.replace("with without", "without")
+
+# %% ../../nbs/61_data.avatars.ipynb #01a00019
+def _as_sentence(traits, things, rng):
+    "`a sad woman with long hair, wearing a red hat, against a pink wall`, with few articles or all."
+    said = _with_article if rng.random() < 0.6 else str
+    words = {verb: join_phrases(list(map(said, phrases))) for verb, phrases in things.items()}
+    wearing = rng.choice(["wearing", "in", "with"])
+    if words.get("wears", "").split(" ")[0] == "no": wearing = "with"
+    behind = rng.choice(["in front of", "against", "on"])
+    verbs = {"has": "with", "wears": wearing, "is in front of": behind}
+    parts = [f"{verb} {words[key]}" for key, verb in verbs.items() if key in words]
+    return rng.choice([" ", ", "]).join([said(_subject(traits, rng)), *parts])
+
+def _as_clauses(traits, things, rng):
+    "`she is sad and has long hair. she wears a red hat`."
+    said = _with_article if rng.random() < 0.75 else str
+    clauses = [f"{verb} {join_phrases(list(map(said, phrases)))}" for verb, phrases in things.items()]
+    if traits: clauses.append(f"is {join_phrases(traits)}")
+    rng.shuffle(clauses)
+    who = rng.choice(["she", "he", "my friend"])
+    return f"{who} {rng.choice([', ', ' and ', f'. {who} ']).join(clauses)}"
+
+# %% ../../nbs/61_data.avatars.ipynb #01a0001c
+@cache
+def _known_words(): return set(re.findall("[a-z]+", " ".join(dict(casual_phrases()))))
+
+def _slip(text, rng):
+    "`text` with one slip in a word of five letters or more, unless that made another word of ours."
+    words = list(re.finditer("[a-z]{5,}", text))
+    if not words: return text
+    chosen = rng.choice(words)
+    word, place = chosen[0], rng.randrange(len(chosen[0]) - 1)
+    pair = word[place:place + 2]
+    slipped = word[:place] + rng.choice([pair[::-1], pair[0] + pair, pair[1]]) + word[place + 2:]
+    if slipped in _known_words(): return text
+    return text[:chosen.start()] + slipped + text[chosen.end():]
+
+def _composed(attributes, rng):
+    "What `casual_caption` says before fingers are at work: `(text, stated)`."
+    names = _few(attributes, rng)
+    traits, things = _in_words({name: attributes[name] for name in names}, rng)
+    form = rng.choices([_as_list, _as_sentence, _as_clauses], [6, 3, 1])[0]
+    return form(traits, things, rng), names
+
+def _typed(text, rng):
+    "`text` with slips in a fifth of all cases, and with capitals somewhere, or none."
+    for _ in range(rng.choices(range(3), [80, 15, 5])[0]): text = _slip(text, rng)
+    return rng.choices([str, str.capitalize, str.title, str.upper], [75, 18, 3, 4])[0](text)
+
+def casual_caption(attributes, rng):
+    """A caption `(text, stated)` of a face with `attributes` as people type it, drawn from `rng`.
+
+    It states one to six of them, in any order; `stated` is the list of their names. A fifth of the captions
+    has typing slips.
+    """
+    text, stated = _composed(attributes, rng)
+    return _typed(text, rng), stated
+
 # %% ../../nbs/61_data.avatars.ipynb #bcf6fcef
 def hash_order(groups):
     "The different `groups` (strings or tuples) in an order that is random, but the same on every machine."
@@ -236,11 +404,12 @@ def held_out_triples(fraction=0.1):
     return frozenset(held)
 
 # %% ../../nbs/61_data.avatars.ipynb #c638454e
-def avatar_examples(count, size=32, validation_fraction=0.1):
+def avatar_examples(count, size=32, validation_fraction=0.1, casual=False):
     """Yield `count` examples `(split, picture, caption, attributes)`, pictures of `size` x `size` pixels.
 
     `attributes` holds the value of each of `ATTRIBUTES`, `stated` (the names that the caption speaks of) and
-    `parts` (the DiceBear options).
+    `parts` (the DiceBear options). With `casual`, there is a list of captions in place of one for training:
+    the same, then three as people type them.
     """
     held_out = held_out_triples(validation_fraction)
     for i in range(count):
@@ -249,4 +418,7 @@ def avatar_examples(count, size=32, validation_fraction=0.1):
         parts = choose_parts(face, rng)
         caption, stated = caption_of(face, rng)
         split = "validation" if tuple(face[name] for name in HELD_OUT) in held_out else "train"
+        if casual and split == "train":
+            typing = random.Random(f"casual {i}")
+            caption = [caption, *(casual_caption(face, typing)[0] for _ in range(3))]
         yield split, draw_parts(parts, size), caption, {**face, "stated": stated, "parts": parts}

@@ -90,7 +90,8 @@ def _drawn_examples(config):
     size, fraction = config.image_size, config.validation_fraction
     if config.source == "emoji": return emoji_examples(size, fraction)
     if config.source == "twemoji": return twemoji_examples(fraction)
-    if config.style == "pixel-art": return avatar_examples(config.count, size, fraction)
+    if config.style == "pixel-art":
+        return avatar_examples(config.count, size, fraction, config.casual_captions)
     return style_examples(config.count, size, config.style, fraction)
 
 def _read_bytes(path):
@@ -178,6 +179,7 @@ def stream_settings(config, *keys):
 def _built_in_hash(config):
     "The fingerprint of a built-in set."
     keys = ["style", "count"] if config.source == "avatars" else []
+    if config.casual_captions: keys = [*keys, "casual_captions"]   # sets without keep their fingerprints
     facts = stream_settings(config, *keys) + ([HANDS] if config.source == "emoji" else [])
     return short_hash([_BUILDER, ("source", config.source), *facts[1:]])
 

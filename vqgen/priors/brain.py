@@ -6,8 +6,8 @@
 __all__ = ['COUNTING', 'pad_rows', 'CallosalLayer', 'decisions_per_layer', 'conditional_entropies', 'entropy_order',
            'cached_order', 'refuse_no_order', 'BrainTowers', 'prefix', 'PrefixCache', 'embed_words', 'feed_back',
            'decide_pass', 'suffix_mask', 'shared_prefix', 'teacher_forced', 'code_loss', 'caption_loss',
-           'weighted_loss', 'BrainSampling', 'one_pass', 'several_passes', 'image_context', 'caption_logits',
-           'write_captions', 'BiHemisphericBrain']
+           'weighted_loss', 'BrainSampling', 'one_pass', 'decided_per_pass', 'several_passes', 'nats_of_passes',
+           'image_context', 'caption_logits', 'write_captions', 'BiHemisphericBrain']
 
 # %% ../../nbs/37_priors.brain.ipynb #2f883544
 import hashlib
@@ -42,6 +42,7 @@ from vqgen.priors.sampling import (
     Sampling,
     all_open,
     apply_guidance,
+    code_nats,
     guidance_at,
     halton_order,
     mask_ratio,
@@ -423,16 +424,31 @@ def one_pass(brain, text, generators, given, options):
     decide_pass(brain, patches, trim(with_unconditional(text) if guided else text), decide)
     return rounds
 
+# %% ../../nbs/37_priors.brain.ipynb #37b00004
+def decided_per_pass(count, steps):
+    "How many of `count` codes are decided after each of `steps` passes, no more than `count`, as a list."
+    steps = min(steps, count)   # more would decide no more
+    ratios = [math.cos(math.pi / 2 * step / steps) for step in range(1, steps + 1)]   # as in `mask_ratio`
+    return [count - int(count * ratio + 1e-6) for ratio in ratios]
+
 def several_passes(brain, text, generators, given, options):
     "Yields the codes (B, N), -1 where undecided, after each of several passes; arguments as for `one_pass`."
-    count, rank = len(brain.order), brain.rank
-    steps = min(options.steps, count)   # each decides a code at least
-    for step in range(1, steps + 1):
-        progress = torch.tensor(step / steps, dtype=torch.float64)
-        left = int(count * mask_ratio(progress) + 1e-6)
+    for decided in decided_per_pass(len(brain.order), options.steps):
         codes = one_pass(brain, text, generators, given, options)[-1]
-        given = torch.where(rank < count - left, codes, -1 if given is None else given)
+        given = torch.where(brain.rank < decided, codes, -1 if given is None else given)
         yield given
+
+# %% ../../nbs/37_priors.brain.ipynb #37b00002
+def nats_of_passes(towers, codes, text, steps):
+    "What `codes` (B, N) cost, in nats, (B,), when `steps` passes decide them and `text` is known."
+    wanted, start = codes[:, towers.order], 0
+    nats = torch.zeros(len(codes), device=codes.device)
+    for end in decided_per_pass(codes.shape[1], steps):
+        hidden = (towers.rank >= start).expand_as(codes)                                     # (B, N)
+        logits, _ = teacher_forced(towers, codes, text, hidden)            # (B, N, K), in order of deciding
+        nats += code_nats(logits[:, start:end], wanted[:, start:end]).sum(1)
+        start = end
+    return nats
 
 # %% ../../nbs/37_priors.brain.ipynb #26000001
 def image_context(towers, codes):
@@ -505,6 +521,17 @@ class BiHemisphericBrain(GenerationMixin, BrainTowers):
         `code_loss` and `accuracy` of hidden codes, `caption_loss` where captions are learned, and `gate/...`.
         """
         return weighted_loss(self, codes.flatten(1), text, stage or StageConfig())
+
+    @on_model_device
+    @torch.no_grad()
+    def nats(self, codes, text, steps=1):
+        """What it costs to write down `codes`, int64 (B, h, w), when `text` is known: exact, in nats a
+        picture, (B,).
+
+        It depends on the number of passes, `steps`, at least 1; raises `VQGenError` for another.
+        """
+        steps = parse_section(BrainSampling, {"steps": steps}, "nats").steps
+        return nats_of_passes(self, codes.flatten(1), text, steps)
 
     @on_model_device
     def caption(self, codes, temperature=0.0, top_p=1.0, generators=None):

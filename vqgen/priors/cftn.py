@@ -23,7 +23,7 @@ from vqgen.priors.blocks import (
     scale_residual_outputs,
     text_keys_values,
 )
-from .sampling import GenerationMixin, MaskedSampling, mask_ratio, sample_masked
+from .sampling import GenerationMixin, MaskedSampling, code_nats, mask_ratio, sample_masked
 from .text import drop_captions
 
 # %% ../../nbs/36_priors.cftn.ipynb #78cb7913
@@ -119,7 +119,6 @@ class CFTN(GenerationMixin, nn.Module):
         total = 0
         for hidden in spread_masks(*codes.shape, passes, seed):
             hidden = hidden.to(codes.device)                                                   # (B, N)
-            logits = self(codes.masked_fill(hidden, self.mask_id), words).float()              # (B, N, K)
-            cost = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")            # (B, N)
+            cost = code_nats(self(codes.masked_fill(hidden, self.mask_id), words), codes)      # (B, N)
             total = total + (cost * hidden).sum(1) / hidden.sum(1)
         return total / passes / math.log(2)

@@ -6,7 +6,6 @@
 __all__ = ['Autoregressive', 'RecurrentBlock', 'LSTMPrior']
 
 # %% ../../nbs/34_priors.lstm.ipynb #016330e3
-import math
 from types import SimpleNamespace
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from ..config import LSTMConfig, PriorShape
 from ..placement import on_model_device
 from .blocks import Attention, Embedding, Tower, initialise, text_keys_values
-from .sampling import GenerationMixin, Sampling, sample_autoregressive
+from .sampling import GenerationMixin, Sampling, code_nats, sample_autoregressive
 from .text import drop_captions
 
 # %% ../../nbs/34_priors.lstm.ipynb #104d241e
@@ -48,10 +47,10 @@ class Autoregressive(GenerationMixin, nn.Module):
 
     @on_model_device
     @torch.no_grad()
-    def bits_per_code(self, codes, text):
-        "What it costs to write down `codes` (B, h, w) when `text` is known: exact, in bits a code, (B,)."
-        logits, codes = self(codes.flatten(1), text).float(), codes.flatten(1)
-        return F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").mean(1) / math.log(2)
+    def nats(self, codes, text):
+        "What it costs to write down `codes` (B, h, w) when `text` is known: exact, in nats a picture, (B,)."
+        codes = codes.flatten(1)                                                            # (B, N)
+        return code_nats(self(codes, text), codes).sum(1)
 
 # %% ../../nbs/34_priors.lstm.ipynb #55efaec1
 class RecurrentBlock(nn.Module):
