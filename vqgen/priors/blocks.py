@@ -161,8 +161,8 @@ def scale_residual_outputs(layers):
 class Tower(nn.Module):
     """An `Embedding`, `layers` blocks and a final norm: ids (B, N) -> (B, N, C).
 
-    `mask` and `rotary` as in `Attention`, `shift` and `feature_dim` as in `Embedding`; with a `rotary` ids are
-    those of a grid. An owner may also run the blocks itself, and stop between them.
+    `mask` and `rotary` as in `Attention`, `shift` and `feature_dim` as in `Embedding`; with a `rotary` the
+    ids are those of a grid. An owner may also run the blocks itself, and stop between them.
     """
     def __init__(self, vocab_size, length, width, heads, layers, mlp_ratio=4.0, dropout=0.0, shift=0,
                  feature_dim=0, rotary=None):

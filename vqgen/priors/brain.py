@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import nn
 from tqdm import tqdm
 
+# %% ../../nbs/37_priors.brain.ipynb #2f883545
 from ..config import BrainConfig, PriorShape, StageConfig, parse_section
 from ..data.cache import cached_array
 from ..errors import VQGenError

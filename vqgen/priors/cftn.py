@@ -62,10 +62,8 @@ def spread_masks(batch, count, passes, seed=0):
 
 # %% ../../nbs/36_priors.cftn.ipynb #f7ce979f
 class CFTN(GenerationMixin, nn.Module):
-    """Codes (B, h, w) from captions, many at a time: hidden codes are guessed from those in sight.
-
-    `config` holds the sizes, `shape` the numbers of codes and words (MaskGIT, arXiv 2202.04200).
-    """
+    """Codes (B, h, w) from captions, many at a time: hidden codes are guessed from those in sight (MaskGIT,
+    arXiv 2202.04200). `config` holds the sizes, `shape` the numbers of codes and words."""
     loop = sample_masked
     defaults = MaskedSampling(steps=16, temperature=0.5)     # cool: undoes the smoothing of the labels
 

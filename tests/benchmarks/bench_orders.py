@@ -1,0 +1,233 @@
+"""Ways to draw 256 codes in one pass: each trained equally long on emoji, then judged by what it draws.
+
+    python tests/benchmarks/bench_orders.py --run runs/emoji [--arms last,halton,entropy,...] [--steps 400]
+        [--width 96] [--layers 12] [--batch 32] [--seeds 1] [--captions 150] [--json FILE]
+
+RUN holds a VQ-VAE that is trained on the preset `emoji` (`vqgen train vqvae --config emoji`). An arm is a way
+to draw; `transformer` is the rival, `cftn` the masked one. A row: nats a held-out picture (in 1, 4 and 16
+passes), the share of held-out captions for which the nearest true picture is right (all, role, tone, style),
+how free drawings are where the caption leaves something open, the milliseconds and the blocks of one picture.
+"""
+import argparse
+import json
+import random
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vqgen.config import BrainConfig, CFTNConfig, StageConfig, TextConfig, TransformerConfig, load_config
+from vqgen.data.emoji import EMOJI_PARTS, emoji_caption
+from vqgen.evaluation.likelihood import likelihood
+from vqgen.evaluation.nearest import NearestJudge, emoji_diversity, open_parts
+from vqgen.experiment import load_splits
+from vqgen.pipeline import Pipeline, find_run
+from vqgen.placement import best_device
+from vqgen.priors.brain import (
+    caption_logits,
+    code_loss,
+    decide_pass,
+    image_context,
+    shared_prefix,
+    suffix_mask,
+    weighted_loss,
+)
+from vqgen.priors.build import new_prior, train_prior
+from vqgen.priors.codes import CodedCaptions, encode_dataset
+from vqgen.priors.text import drop_captions, new_tokenizer, tokenize
+from vqgen.training.checkpoints import load_model
+from vqgen.vqvae.model import VQVAE
+
+
+@dataclass(frozen=True)
+class Arm:
+    "A way to draw: what decides when, what places hear, what training adds, from how many it chooses."
+    kind: str = "cftn-v2"
+    order: str = "entropy"       # or halton, or last: every code in the last layer
+    neighbours: bool = False     # of decisions and of known codes, and rotary positions
+    mistakes: float = 0.0        # share of decisions that are heard wrong in training
+    deep: float = 0.0            # weight of a loss on all places that are not yet decided, at each layer
+    captions: float = 0.0        # weight of captioning in training
+    candidates: int = 1          # of which the own captioner keeps one
+
+
+ARMS = {"last": Arm(order="last"), "halton": Arm(order="halton"), "entropy": Arm(),
+        "neighbours": Arm(neighbours=True), "mistakes": Arm(neighbours=True, mistakes=0.1),
+        "deep": Arm(neighbours=True, deep=0.2), "captions": Arm(neighbours=True, captions=0.1),
+        "candidates": Arm(neighbours=True, captions=0.1, candidates=4), "cftn": Arm("cftn"),
+        "cftn-neighbours": Arm("cftn", neighbours=True), "transformer": Arm("transformer")}
+
+
+def arm_loss(arm):
+    "The loss of a batch as `train_prior` wants it."
+    if arm.kind != "cftn-v2": return lambda model, batch: model.loss(**batch)
+    stage = StageConfig(caption_weight=arm.captions, caption_share=0.25)
+
+    def loss(brain, batch):
+        codes, text = batch["codes"].flatten(1), batch["text"]
+        if not arm.mistakes and not arm.deep: return weighted_loss(brain, codes, text, stage)
+        prompt = drop_captions(text, brain.config.caption_dropout) if brain.training else text
+        return experimental_loss(brain, codes, prompt, arm)
+    return loss
+
+
+def experimental_loss(brain, codes, text, arm):
+    "The cross-entropy of `codes` (B, N) where some decisions are heard wrong, and undecided places count."
+    hidden, null_rows = suffix_mask(codes, brain.order, 0.5)
+    found, extra = [], []
+
+    def decide(patches, places):
+        found.append(brain.code_logits(patches).float())
+        wrong = torch.rand(codes[:, places].shape, device=codes.device) < arm.mistakes
+        return torch.where(wrong & hidden[:, places], codes.roll(1, 0)[:, places], codes[:, places])
+
+    def watch(block, inputs, patches):
+        later = brain.order[torch.randint(len(brain.order) // 2, len(brain.order), (32,))]
+        logits = brain.code_logits(patches[:, later]).float().flatten(0, 1)
+        extra.append(torch.nn.functional.cross_entropy(logits, codes[:, later].flatten()))
+
+    deciding = brain.image_tower.blocks[brain.first_bridge:brain.top] if arm.deep else []
+    hooks = [block.register_forward_hook(watch) for block in deciding]
+    canvas = codes.masked_fill(hidden, brain.mask_id)
+    decide_pass(brain, shared_prefix(brain, canvas, null_rows), text, decide)
+    for hook in hooks: hook.remove()
+    loss, accuracy = code_loss(torch.cat(found, 1), codes[:, brain.order], hidden[:, brain.order])
+    total = loss + arm.deep * torch.stack(extra).mean() if extra else loss
+    return total, {"code_loss": loss.detach(), "accuracy": accuracy}
+
+
+def arm_prior(arm, world, options, seed):
+    "A fresh prior of an arm."
+    sizes = {"width": options.width, "heads": 4}
+    config = {"transformer": TransformerConfig(**sizes, layers=options.layers),
+              "cftn": CFTNConfig(**sizes, layers=options.layers - 2, neighbours=arm.neighbours),
+              "cftn-v2": BrainConfig(**sizes, layers=options.layers, mlp_ratio=2, neighbours=arm.neighbours)}
+    codes = world.codes if arm.order == "entropy" and arm.kind == "cftn-v2" else None
+    prior = new_prior(arm.kind, config[arm.kind], world.vqvae, world.tokenizer, world.size, seed, codes=codes)
+    if arm.order == "last":
+        prior.decided = [0] * options.layers + [len(prior.order)]
+        prior.top, prior.rounds = options.layers - 1, 1
+    return prior
+
+
+def train_arm(arm, prior, world, options, seed):
+    rate = options.rate if arm.kind == "cftn-v2" else options.rival_rate
+    config = StageConfig(steps=options.steps, batch_size=options.batch, learning_rate=rate, optimizer="muon",
+                         matrix_learning_rate=options.matrix_rate, eval_every=10**6, save_every=10**6)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        train_prior(prior, world.train, None, config, Path(folder), arm_loss(arm), seed=seed, stage="arm")
+        return time.perf_counter() - start
+
+
+class World:
+    "Emoji as codes, their captions, and who judges drawings of them."
+    def __init__(self, run, device):
+        config = load_config("emoji")
+        folder, self.size = find_run(run), config.data.image_size
+        self.vqvae = load_model(folder / "vqvae", VQVAE).eval().to(device)
+        splits = load_splits(config)
+        self.data, self.held_out = splits
+        self.codes, held_out_codes = (encode_dataset(self.vqvae, data, device=device) for data in splits)
+        self.tokenizer = new_tokenizer(self.data.all_captions(), TextConfig(vocab_size=4096))
+        self.train = CodedCaptions(self.codes, self.data.caption_lists, self.tokenizer)
+        self.few = CodedCaptions(held_out_codes[:96], self.held_out.captions[:96], self.tokenizer)
+        every = torch.cat([torch.from_numpy(codes.astype("int64")) for codes in (self.codes, held_out_codes)])
+        self.faces = [*self.data.attributes, *self.held_out.attributes]
+        is_training = torch.arange(len(every)) < len(self.codes)
+        with torch.no_grad(): copies = (self.vqvae.decode(part.to(device)).cpu() for part in every.split(64))
+        self.judge = NearestJudge(copies, self.faces, is_training)
+
+
+@torch.no_grad()
+def chosen(pipe, captions, seed, candidates, **how):
+    "Images for `captions`, each the one of some `candidates` that the pipeline's own captioner likes best."
+    drawn = torch.stack([pipe.codes(captions, seed + 10**6 * number, **how) for number in range(candidates)])
+    if candidates == 1: return pipe.decode(drawn[0])
+    text = tokenize(pipe.tokenizer, captions).to(pipe.device)
+    likings = torch.stack([caption_nats(pipe.prior, codes, text) for codes in drawn])                # (k, B)
+    return pipe.decode(drawn[likings.argmin(0), torch.arange(len(captions))])
+
+
+@torch.no_grad()
+def caption_nats(brain, codes, text):
+    "What the captions `text` of `codes` (B, h, w) cost, in nats, (B,)."
+    logits = caption_logits(brain, text.input_ids, image_context(brain, codes.flatten(1)))         # (B, T, V)
+    wanted = text.input_ids[:, 1:].masked_fill(~text.attention_mask[:, 1:], -100)
+    return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), wanted, reduction="none").sum(1)
+
+
+def judged(pipe, world, count, arm, **how):
+    "How many drawings for the first held-out captions are right."
+    faces, captions = world.held_out.attributes[:count], world.held_out.captions[:count]
+    images = [chosen(pipe, captions[i:i + 50], i, arm.candidates, **how) for i in range(0, count, 50)]
+    nearest, far, from_training = world.judge.look(torch.cat(images))
+    return {**world.judge.mark(nearest, faces), "from_training": from_training.median().item()}
+
+
+def freedom(pipe, world, count, arm, pictures=16, **how):
+    "The diversity of drawings where captions leave a part open, each in turn."
+    rng = random.Random(0)
+    wanted, groups = [], []
+    for face in world.held_out.attributes[:count]:
+        left = rng.choice(open_parts({**face, "stated": []}))
+        asked = {**face, "stated": [part for part in EMOJI_PARTS if part != left]}
+        caption = emoji_caption(asked, asked["stated"], rng)
+        nearest, *_ = world.judge.look(chosen(pipe, [caption] * pictures, 0, arm.candidates, **how))
+        wanted.append(asked)
+        groups.append([world.faces[place] for place in nearest])
+    return emoji_diversity(groups, wanted, world.faces, random.Random(0))
+
+
+def milliseconds(pipe, caption, rounds=7, **how):
+    times = []
+    for turn in range(rounds):
+        start = time.perf_counter()
+        pipe.images([caption], turn, **how)
+        times.append(1000 * (time.perf_counter() - start))
+    return sorted(times)[rounds // 2]
+
+
+def measure_arm(arm, prior, world, options):
+    pipe = Pipeline(world.vqvae, prior.eval(), world.tokenizer, device=options.device)
+    row = {}
+    if arm.kind == "cftn-v2":
+        for steps in (1, 4, 16): row[f"nats_{steps}"] = likelihood(pipe.prior, world.few, steps=steps)["nats"]
+    elif arm.kind == "transformer": row["nats_1"] = likelihood(pipe.prior, world.few)["nats"]
+    for guidance in options.guidance:
+        how = {"guidance_scale": guidance, **({"top_p": 0.9} if arm.kind == "transformer" else {})}
+        marks = judged(pipe, world, options.captions, arm, **how)
+        marks["diversity"] = freedom(pipe, world, options.captions // 10, arm, **how)
+        row |= {f"{name}@{guidance:g}": mark for name, mark in marks.items()}
+    row["ms"] = milliseconds(pipe, world.held_out.captions[0], **how)
+    passes = {"cftn-v2": arm.candidates, "cftn": 16, "transformer": prior.shape.grid_size**2}
+    return {**row, "blocks": passes[arm.kind] * options.layers}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--json", type=Path)
+    numbers = {"steps": 400, "width": 96, "layers": 12, "batch": 32, "seeds": 1, "captions": 150}
+    rates = {"rate": 3e-3, "rival-rate": 1.5e-3, "matrix-rate": 0.01}
+    for name, default in {**numbers, **rates}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5])
+    options = parser.parse_args()
+    options.device = best_device()
+    world, rows = World(options.run, options.device), []
+    for name in options.arms.split(","):
+        for seed in range(options.seeds):
+            prior = arm_prior(ARMS[name], world, options, seed)
+            seconds = train_arm(ARMS[name], prior, world, options, seed)
+            row = {"arm": name, "seed": seed, "seconds": seconds}
+            row |= measure_arm(ARMS[name], prior, world, options)
+            rows.append(row)
+            print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
+            if options.json: options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__": main()
