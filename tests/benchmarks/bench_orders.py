@@ -115,7 +115,8 @@ def arm_prior(arm, world, options, seed):
 def train_arm(arm, prior, world, options, seed):
     rate = options.rate if arm.kind == "cftn-v2" else options.rival_rate
     config = StageConfig(steps=options.steps, batch_size=options.batch, learning_rate=rate, optimizer="muon",
-                         matrix_learning_rate=options.matrix_rate, eval_every=10**6, save_every=10**6)
+                         matrix_learning_rate=options.matrix_rate, precision=options.precision,
+                         eval_every=10**6, save_every=10**6)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         train_prior(prior, world.train, None, config, Path(folder), arm_loss(arm), seed=seed, stage="arm")
@@ -215,6 +216,7 @@ def main():
     rates = {"rate": 3e-3, "rival-rate": 1.5e-3, "matrix-rate": 0.01}
     for name, default in {**numbers, **rates}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5])
     options = parser.parse_args()
     options.device = best_device()

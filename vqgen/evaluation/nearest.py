@@ -48,6 +48,7 @@ class NearestJudge:
     dicts (role, neutral, tone, style); `is_training` says of each whether it is in the training split;
     `space` is a function from images to rows.
     """
+    @torch.no_grad()
     def __init__(self, batches, attributes, is_training, space=small_pixels):
         self.space, self.attributes = space, attributes
         self.rows = torch.cat([space(images) for images in batches])                          # (N, D)
