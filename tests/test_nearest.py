@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from vqgen.errors import VQGenError
 from vqgen.evaluation.nearest import (
     NearestJudge,
     emoji_captions_right,
@@ -95,6 +96,18 @@ def test_entropy_counts_only_what_is_open():
     groups = [[face(tone="light"), face(tone="dark")]]
     assert open_entropy(groups, [face(stated=["gender", "tone"])]) == 0
     assert open_entropy(groups, [face(stated=["gender", "style"])]) == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_no_diversity_where_nothing_is_open():
+    with pytest.raises(VQGenError, match="captions that state less"):
+        emoji_diversity([[face()]], [face()], world(), random.Random(0))
+
+
+def test_a_name_for_things_without_tones_allows_any():
+    "Of kisses only the neutral one has tones."
+    kiss = {"role": "kiss", "neutral": "kiss", "tone": "yellow", "style": "noto"}
+    asked = {**kiss, "role": "kiss man man", "tone": "none", "stated": ["tone", "style"]}
+    assert all(parts_right(kiss, asked).values())
 
 
 @pytest.mark.parametrize("caption, right", [

@@ -8,8 +8,8 @@ __all__ = ['SHAPING', 'open_folder', 'begun_facts', 'other_data', 'check_data', 
            'unknown_characters', 'extend_tokenizer', 'note_unfinished', 'open_vqvae', 'save_tokenizer',
            'open_tokenizer', 'encode_splits', 'drawing_sampler', 'prior_facts', 'as_begun', 'train_in_stages',
            'train_prior_in', 'train_model', 'knows_attributes', 'load_classifier', 'load_judge', 'reconstruct',
-           'milliseconds_per_image', 'held_out_likelihood', 'judged_figures', 'measure', 'summary', 'gallery_captions',
-           'draw_gallery', 'demo']
+           'milliseconds_per_image', 'held_out_likelihood', 'judged_figures', 'unseen_words_allowed', 'measure',
+           'summary', 'gallery_captions', 'draw_gallery', 'demo']
 
 # %% ../nbs/86_experiment.ipynb #9a134338
 import contextlib
@@ -17,6 +17,7 @@ import json
 import shutil
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -339,7 +340,7 @@ def train_prior_in(name, config, run, fresh=False, stage=None, init_from=None):
         encoder = load_encoder(config.text.encoder, tokenizer) if config.text.encoder else None
         data, validation = encode_splits(vqvae, splits, tokenizer, encoder)
         prior = new_prior(name, section.model, vqvae, tokenizer, config.data.image_size, config.seed, encoder,
-                          codes=None if has_begun(folder) else data.codes)
+                          codes=None if has_begun(folder) or origin.model else data.codes)
         if origin.model:
             tokens = origin.model.shape.vocab_size, prior.shape.vocab_size
             start_from(prior, origin.model, init_from, tokens)
@@ -440,6 +441,14 @@ def judged_figures(pipeline, validation, judge, copies):
     return figures
 
 # %% ../nbs/86_experiment.ipynb #86000014
+@contextlib.contextmanager
+def unseen_words_allowed():
+    "Say nothing of words that are new to the model inside the `with` block: held-out captions may have some."
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "in training the model has never seen")
+        yield
+
+@unseen_words_allowed()
 @torch.no_grad()
 def measure(pipeline, data, validation, judge=None, count=400):
     """The figures of a trained run, a dict.

@@ -94,7 +94,7 @@ class Embedding(nn.Module):
             self.features = nn.Sequential(nn.LayerNorm(feature_dim), nn.Linear(feature_dim, width))
 
     def forward(self, ids, features=None):                                      # (B, N), (B, N, E)
-        x = self.tokens(ids) if features is None else 0.5 * self.features(features)
+        x = self.tokens(ids) if features is None else 0.5 * self.features(features.to(self.positions.dtype))
         x = y = x + self.positions[:ids.shape[1]]                               # (B, N, C)
         for distance, weight in enumerate(self.shift, start=1):
             moved = F.pad(x, (0, 0, distance, 0))[:, :-distance]                # (B, N, C), from the left
