@@ -23,7 +23,7 @@ help:  ## list the targets
 
 setup: $(VENV)/.library  ## make the environment with the command and the library, and no more
 
-demo: $(VENV)/.library  ## train on drawings, then draw from captions; ARGS="--config emoji" for another preset
+demo: $(VENV)/.library  ## train on drawings, then draw from captions; ARGS="--config twemoji" for another preset
 	$(RUN) vqgen demo $(ARGS)
 
 test: $(VENV)/.dev  ## check the style, run every notebook, then the tests

@@ -27,8 +27,8 @@ setup(
     description=settings["description"],
     long_description=absolute(readme.read_text("utf-8")) if readme.is_file() else settings["description"],
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    license_files=["LICENSE"],
+    license="Apache-2.0 AND MIT",   # MIT: a part of the drawings
+    license_files=["LICENSE", "vqgen/drawings/NOTICE.txt"],
     author=settings["author"],
     author_email=settings["author_email"],
     url=repository,

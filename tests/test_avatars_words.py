@@ -104,6 +104,16 @@ def test_slips_make_no_other_word():
     assert kinds.keys() == {-1, 0, 1} and min(kinds.values()) > 500
 
 
+def test_what_is_missing_stands_last():
+    "'no hat and glasses' would be another face."
+    for face, rng in some_faces(3000):
+        assert not re.search(r"\bno \w+ and (?!no\b|has\b|is\b|wears\b)", _composed(face, rng)[0])
+
+
+def test_no_slip_swears():
+    assert all(_slip("a shirt", random.Random(seed)) != "a shit" for seed in range(200))
+
+
 def test_a_fifth_has_slips():
     texts = [(_composed(face, rng)[0], rng) for face, rng in some_faces(3000)]
     assert 0.15 < sum(_typed(text, rng).lower() != text for text, rng in texts) / 3000 < 0.21
@@ -130,7 +140,8 @@ def test_training_faces_have_four_captions():
 def test_fingerprints_without_casual_captions_stay():
     assert data_fingerprint(DataConfig()) == "eea91393082105d0"
     assert data_fingerprint(DataConfig(count=500)) == "0fd98a0ad196ff77"
-    assert data_fingerprint(DataConfig(source="emoji", image_size=64)) != "4153bda30f90ecf9"   # Twemoji alone
+    assert data_fingerprint(DataConfig(source="twemoji", image_size=64)) == "4153bda30f90ecf9"  # once emoji
+    assert data_fingerprint(DataConfig(source="emoji", image_size=64)) != "4153bda30f90ecf9"
     assert data_fingerprint(DataConfig(style="voxel-art")) == "92f9b6c8e305214b"
     assert data_fingerprint(DataConfig(casual_captions=True)) != "eea91393082105d0"
 
@@ -190,6 +201,12 @@ def test_words_are_learned_and_limited(tmp_path):
     tokenizer.words = {"x" * (WORDS_LIMIT // 2), "y" * (WORDS_LIMIT // 2)}
     tokenizer.save_pretrained(tmp_path)
     assert unseen_words(load_tokenizer(tmp_path), ["cat"]) == []
+
+
+def test_a_tokenizer_that_folds_nothing_knows_its_words():
+    tokenizer = train_tokenizer(CAPTIONS, TextConfig(vocab_size=64))
+    tokenizer.backend_tokenizer.normalizer = None
+    assert unseen_words(tokenizer, [CAPTIONS[1], "a Purple cat"]) == ["Purple", "cat"]
 
 
 def test_shipped_tokenizers_know_their_words():

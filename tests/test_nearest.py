@@ -5,6 +5,8 @@ import random
 import pytest
 import torch
 
+from vqgen.config import BrainConfig, load_config
+from vqgen.errors import VQGenError
 from vqgen.evaluation.nearest import (
     NearestJudge,
     emoji_captions_right,
@@ -15,6 +17,11 @@ from vqgen.evaluation.nearest import (
     redraw_open,
     small_pixels,
 )
+from vqgen.experiment import load_judge, load_splits, measure, summary
+from vqgen.pipeline import Pipeline
+from vqgen.priors.build import new_prior
+from vqgen.priors.text import new_tokenizer
+from vqgen.vqvae.model import VQVAE
 
 ALL = ["gender", "tone", "style"]
 GENDERS = ("person running", "man running", "woman running")
@@ -97,6 +104,18 @@ def test_entropy_counts_only_what_is_open():
     assert open_entropy(groups, [face(stated=["gender", "style"])]) == pytest.approx(0.6931, abs=1e-3)
 
 
+def test_no_diversity_where_nothing_is_open():
+    with pytest.raises(VQGenError, match="captions that state less"):
+        emoji_diversity([[face()]], [face()], world(), random.Random(0))
+
+
+def test_a_name_for_things_without_tones_allows_any():
+    "Of kisses only the neutral one has tones."
+    kiss = {"role": "kiss", "neutral": "kiss", "tone": "yellow", "style": "noto"}
+    asked = {**kiss, "role": "kiss man man", "tone": "none", "stated": ["tone", "style"]}
+    assert all(parts_right(kiss, asked).values())
+
+
 @pytest.mark.parametrize("caption, right", [
     ("woman running, dark skin, noto style", ["role", "tone", "style", "all"]),
     ("noto person running with dark skin", ["role", "tone", "style", "all"]),
@@ -111,3 +130,21 @@ def test_which_captions_are_right(caption, right):
 def test_a_thing_without_skin_needs_no_tone():
     assert emoji_captions_right(["fox in noto style"], [face("fox", "none")])["all"] == 1
     assert emoji_captions_right(["fox with dark skin in noto style"], [face("fox", "none")])["all"] == 0
+
+
+def test_figures_of_a_run_on_emoji(tmp_path):
+    "An untrained one: it draws what nobody asked for, but its copies are the nearest to themselves."
+    sizes = {"data.image_size": 32, "vqvae.model.hidden_channels": 16, "vqvae.model.codebook_size": 256}
+    config = load_config("emoji", sizes)
+    data, validation = load_splits(config)
+    torch.manual_seed(0)
+    vqvae = VQVAE(config.vqvae.model)
+    with torch.no_grad(): vqvae.loss(data.batch(range(0, 8000, 40)))   # begins the codebook
+    vqvae.eval()
+    tokenizer = new_tokenizer(data.captions[:500], config.text)
+    brain = new_prior("cftn-v2", BrainConfig(width=16, heads=2, layers=3), vqvae, tokenizer, data.image_size)
+    judge = load_judge(tmp_path, data, validation, vqvae)
+    figures = measure(Pipeline(vqvae, brain, tokenizer), data, validation, judge, 20)
+    assert figures["accuracy"] <= min(figures[part] for part in ("role", "tone", "style")) < 0.9
+    assert figures["ceiling"] > 0.5 and figures["captions"] < 0.5 and figures["from_training"] > 0.01
+    assert "prompt accuracy" in summary(figures) and not (tmp_path / "classifier").exists()

@@ -318,6 +318,7 @@ FIGURES = {   # what `experiment.measure` gives, in words
     "psnr": "PSNR in dB", "usage": "codebook usage", "perplexity": "code perplexity",
     "milliseconds": "ms for a picture", "stated": "stated all right", "ceiling": "stated, true pictures",
     "in_range": "in range", "accuracy": "prompt accuracy", "captions": "captions right",
+    "role": "role right", "tone": "tone right", "style": "style right", "from_training": "RMSE to training",
     "nats": "nats a picture", "nats_error": "its standard error", "bits_per_code": "bits a code"}
 
 def print_figures(figures):

@@ -7,9 +7,10 @@ __all__ = ['SHAPING', 'open_folder', 'begun_facts', 'other_data', 'check_data', 
            'Origin', 'load_origin', 'open_origin', 'load_splits', 'load_coded', 'reconstruction_sampler', 'train_vqvae',
            'unknown_characters', 'extend_tokenizer', 'note_unfinished', 'open_vqvae', 'save_tokenizer',
            'open_tokenizer', 'encode_splits', 'drawing_sampler', 'prior_facts', 'as_begun', 'train_in_stages',
-           'train_prior_in', 'train_model', 'knows_attributes', 'load_classifier', 'load_judge', 'reconstruct',
-           'milliseconds_per_image', 'held_out_likelihood', 'judged_figures', 'measure', 'summary', 'gallery_captions',
-           'draw_gallery', 'demo']
+           'train_prior_in', 'train_model', 'knows_attributes', 'knows_roles', 'load_classifier', 'load_judge',
+           'reconstructions', 'reconstruct', 'nearest_judge', 'milliseconds_per_image', 'held_out_likelihood',
+           'drawings_of', 'judged_figures', 'nearest_figures', 'unseen_words_allowed', 'measure', 'summary',
+           'gallery_captions', 'draw_gallery', 'demo']
 
 # %% ../nbs/86_experiment.ipynb #9a134338
 import contextlib
@@ -17,6 +18,7 @@ import json
 import shutil
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -45,7 +47,10 @@ from vqgen.evaluation.metrics import (
     codebook_usage,
     train_classifier,
 )
+from .evaluation.nearest import NearestJudge, emoji_captions_right
 from .files import differences, empty_folder, fingerprint, lock_folder, write_atomically
+
+# %% ../nbs/86_experiment.ipynb #86000041
 from .pipeline import Pipeline, find_run, seeded_generators
 from .placement import best_device, model_device
 from .priors.build import PRIORS, new_prior, train_prior
@@ -339,7 +344,7 @@ def train_prior_in(name, config, run, fresh=False, stage=None, init_from=None):
         encoder = load_encoder(config.text.encoder, tokenizer) if config.text.encoder else None
         data, validation = encode_splits(vqvae, splits, tokenizer, encoder)
         prior = new_prior(name, section.model, vqvae, tokenizer, config.data.image_size, config.seed, encoder,
-                          codes=None if has_begun(folder) else data.codes)
+                          codes=None if has_begun(folder) or origin.model else data.codes)
         if origin.model:
             tokens = origin.model.shape.vocab_size, prior.shape.vocab_size
             start_from(prior, origin.model, init_from, tokens)
@@ -364,6 +369,10 @@ def knows_attributes(data):
     "Whether the attributes of every picture are known, as those of the avatars are."
     return all(face.keys() >= ATTRIBUTES.keys() for face in data.attributes)
 
+def knows_roles(data):
+    "Whether the pictures are emoji in three hands."
+    return all("neutral" in face for face in data.attributes)
+
 def load_classifier(run, data, vqvae, config=None):
     """The classifier of the run for the faces of `data`; trained now, if there is none that fits.
 
@@ -385,17 +394,30 @@ def load_classifier(run, data, vqvae, config=None):
     return load_model(folder, AttributeClassifier)
 
 def load_judge(run, data, validation, vqvae, config=None):
-    "The judge of the run, trained now if there is none; None for pictures without known attributes."
+    """The judge of the run, trained now if there is none; of emoji the nearest picture; None for pictures of
+    which nothing is known."""
+    if knows_roles(data): return nearest_judge(data, validation, vqvae)
     if not knows_attributes(data): return None
     classifier = load_classifier(run, data, vqvae, config)
     return Judge.from_reconstructions(classifier, reconstruct(vqvae, validation))
 
+# %% ../nbs/86_experiment.ipynb #04bfb4cc
 @torch.no_grad()
-def reconstruct(vqvae, data):
-    "What the codes of all pictures of `data` give back, images (N, 3, H, W)."
+def reconstructions(vqvae, data):
+    "Yields what the codes of all pictures of `data` give back, images (at most 64, 3, H, W) at a time."
     device = model_device(vqvae)
     codes = torch.from_numpy(encode_dataset(vqvae, data, device=device).astype("int64"))         # (N, h, w)
-    return torch.cat([vqvae.decode(part.to(device)).cpu() for part in codes.split(64)])
+    for part in codes.split(64): yield vqvae.decode(part.to(device)).cpu()
+
+def reconstruct(vqvae, data):
+    "The same as one tensor (N, 3, H, W)."
+    return torch.cat(list(reconstructions(vqvae, data)))
+
+def nearest_judge(data, validation, vqvae):
+    "The judge of emoji: it knows what the codes of all pictures of both splits give back."
+    faces = [*data.attributes, *validation.attributes]
+    batches = chain(reconstructions(vqvae, data), reconstructions(vqvae, validation))
+    return NearestJudge(batches, faces, [place < len(data) for place in range(len(faces))])
 
 # %% ../nbs/86_experiment.ipynb #39000011
 def milliseconds_per_image(pipeline, captions, repeats=20):
@@ -419,6 +441,11 @@ def held_out_likelihood(pipeline, validation, count=400, **options):
     return likelihood(pipeline.prior, coded, **options)
 
 # %% ../nbs/86_experiment.ipynb #86000013
+def drawings_of(pipeline, captions):
+    "Images (n, 3, H, W) of n `captions`, one of each."
+    starts = range(0, len(captions), 50)
+    return torch.cat([pipeline.images(captions[start:start + 50], seed=start) for start in starts])
+
 @torch.no_grad()
 def judged_figures(pipeline, validation, judge, copies):
     """What `judge` says of images for held-out captions, one for each of `copies` (n, 3, H, W).
@@ -427,10 +454,8 @@ def judged_figures(pipeline, validation, judge, copies):
     stated, in_range, accuracy, by_attribute, ceiling (stated, of the copies), and captions, if the prior
     writes any.
     """
-    captions, wanted = validation.captions[:len(copies)], validation.attributes[:len(copies)]
-    starts = range(0, len(copies), 50)
-    images = torch.cat([pipeline.images(captions[start:start + 50], seed=start) for start in starts])
-    faces, far = judge.look(images)
+    wanted = validation.attributes[:len(copies)]
+    faces, far = judge.look(drawings_of(pipeline, validation.captions[:len(copies)]))
     figures = judge.mark(faces, far, wanted)
     figures["ceiling"] = judge.accuracy(copies, wanted)["stated"]
     figures["by_attribute"] = attribute_accuracy(faces, wanted)[1]
@@ -439,7 +464,30 @@ def judged_figures(pipeline, validation, judge, copies):
         figures["captions"] = caption_accuracy(written, wanted)
     return figures
 
+@torch.no_grad()
+def nearest_figures(pipeline, validation, judge, copies):
+    """The same of emoji, by a `NearestJudge`: the shares stated, accuracy, role, tone, style, ceiling and
+    captions, and from_training, the median distance of a drawing from the training split."""
+    wanted = validation.attributes[:len(copies)]
+    nearest, _, from_training = judge.look(drawings_of(pipeline, validation.captions[:len(copies)]))
+    figures = judge.mark(nearest, wanted)
+    figures["stated"] = figures["accuracy"]
+    figures["ceiling"] = judge.mark(judge.look(copies)[0], wanted)["accuracy"]
+    figures["from_training"] = from_training.median().item()
+    if hasattr(pipeline.prior, "caption"):
+        written = pipeline.caption(validation.batch(range(len(copies))))
+        figures["captions"] = emoji_captions_right(written, wanted)["all"]
+    return figures
+
 # %% ../nbs/86_experiment.ipynb #86000014
+@contextlib.contextmanager
+def unseen_words_allowed():
+    "Say nothing of words that are new to the model inside the `with` block: held-out captions may have some."
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "in training the model has never seen")
+        yield
+
+@unseen_words_allowed()
 @torch.no_grad()
 def measure(pipeline, data, validation, judge=None, count=400):
     """The figures of a trained run, a dict.
@@ -458,7 +506,8 @@ def measure(pipeline, data, validation, judge=None, count=400):
                "milliseconds": milliseconds_per_image(pipeline, validation.captions)}
     if hasattr(pipeline.prior, "nats"): figures |= held_out_likelihood(pipeline, validation, count)
     if judge is None: return figures
-    return figures | judged_figures(pipeline, validation, judge, copies[:count])
+    figures_of = nearest_figures if isinstance(judge, NearestJudge) else judged_figures
+    return figures | figures_of(pipeline, validation, judge, copies[:count])
 
 # %% ../nbs/86_experiment.ipynb #8fe53f62
 def summary(figures):
@@ -477,7 +526,7 @@ def summary(figures):
 def gallery_captions(data, validation, count=8):
     "Pairs `(heading, caption)`: held-out captions; and training captions, where attributes are not known."
     held_out = [("held-out captions", caption) for caption in dict.fromkeys(validation.captions)][:count]
-    if knows_attributes(data): return held_out
+    if knows_attributes(data) or knows_roles(data): return held_out
     learned = data.captions[::max(1, len(data) // count)][:count]
     return [("captions of the training set", caption) for caption in learned] + held_out[:count // 2]
 

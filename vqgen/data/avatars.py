@@ -304,6 +304,10 @@ def _subject(traits, rng):
     subject = rng.choice(_SUBJECTS[:-3] if traits else _SUBJECTS)
     return " ".join([*traits, subject])
 
+def _says_no(phrase):
+    "Whether `phrase` says that something is missing: those stand last; 'no hat and glasses' says too much."
+    return phrase.startswith("no ")
+
 def _as_list(traits, things, rng):
     "`a, b, c`, or with other marks between them; with a person before it or without."
     said = _with_article if rng.random() < 0.25 else str
@@ -313,6 +317,7 @@ def _as_list(traits, things, rng):
     rng.shuffle(parts)
     whole = all(" " in part for part in parts)
     mark = rng.choice([", "] * 6 + ["; ", " + "] + [" ", " and "] * whole)
+    if mark == " and ": parts.sort(key=_says_no)
     if mark == ", " and rng.random() < 0.5:   # "without glasses and a hat" would be another face
         parts = [f"without {said(part[3:])}" if part.startswith("no ") else part for part in parts]
     text = rng.choice([", ", ": ", " with "]).join(filter(None, [lead, mark.join(parts)]))
@@ -351,13 +356,14 @@ def _slip(text, rng):
     word, place = chosen[0], rng.randrange(len(chosen[0]) - 1)
     pair = word[place:place + 2]
     slipped = word[:place] + rng.choice([pair[::-1], pair[0] + pair, pair[1]]) + word[place + 2:]
-    if slipped in _known_words(): return text
+    if slipped in _known_words() or slipped == "shit": return text
     return text[:chosen.start()] + slipped + text[chosen.end():]
 
 def _composed(attributes, rng):
     "What `casual_caption` says before fingers are at work: `(text, stated)`."
     names = _few(attributes, rng)
     traits, things = _in_words({name: attributes[name] for name in names}, rng)
+    things = {verb: sorted(phrases, key=_says_no) for verb, phrases in things.items()}
     form = rng.choices([_as_list, _as_sentence, _as_clauses], [6, 3, 1])[0]
     return form(traits, things, rng), names
 

@@ -178,10 +178,12 @@ def stream_settings(config, *keys):
 
 def _built_in_hash(config):
     "The fingerprint of a built-in set."
-    keys = ["style", "count"] if config.source == "avatars" else []
-    if config.casual_captions: keys = [*keys, "casual_captions"]   # sets without keep their fingerprints
-    facts = stream_settings(config, *keys) + ([HANDS] if config.source == "emoji" else [])
-    return short_hash([_BUILDER, ("source", config.source), *facts[1:]])
+    facts = stream_settings(config, *(["style", "count"] if config.source == "avatars" else []))
+    if config.casual_captions: facts += [("casual_captions", 2)]   # raise these numbers when captions change
+    if config.source == "emoji": facts += [HANDS, 1]
+    # Twemoji alone was once called emoji, and keeps the fingerprint.
+    source = "emoji" if config.source == "twemoji" else config.source
+    return short_hash([_BUILDER, ("source", source), *facts[1:]])
 
 def _built_folder(config):
     "The folder where the data set of `config` is built, or is to be."

@@ -128,7 +128,9 @@ def emoji_things():
     "All that is drawn, a list of dicts: `role`, `neutral`, `category`, and code points by skin tone."
     names, things = _vectors("noto")["names"], []
     for record in drawn_records():
-        role, tones = role_name(names[plain_points(record.unified)]), {"none": record.unified}
+        name = names.get(plain_points(record.unified))
+        if name is None: continue                                     # newer than the drawings
+        role, tones = role_name(name), {"none": record.unified}
         if any("-" not in tone for tone in record.skin_variations):   # else the tones of two persons
             tones = {"yellow": record.unified}
             for tone, variation in record.skin_variations.items():
@@ -205,15 +207,17 @@ def read_emoji_caption(caption):
 def emoji_examples(size, validation_fraction=0.1):
     """Yield all examples `(split, picture, captions, attributes)` of the three hands, `size` pixels wide.
 
-    `attributes` has the `role`, its `neutral` name, `tone`, `style` (the hand), `category`, and `stated`,
-    what held-out captions say. Pictures: Twemoji (CC-BY 4.0), Noto (Apache 2.0), Fluent (MIT).
+    `attributes` has the `role`, its `neutral` name, `tone`, `style` (the hand), and `category`; a held-out
+    one also `stated`, the parts its caption says. Pictures: Twemoji (CC-BY 4.0), Noto (Apache 2.0), Fluent
+    (MIT).
     """
     held_out = held_out_emoji(validation_fraction)
     for thing, tone, hand in emoji_triples():
         attributes = {key: thing[key] for key in ("role", "neutral", "category")}
-        attributes |= {"tone": tone, "style": hand, "stated": list(EMOJI_PARTS)}
+        attributes |= {"tone": tone, "style": hand}
         rng = random.Random(f"{thing['role']} {tone} {hand}")
         picture = render_svg(emoji_svg(hand, thing["tones"][tone]), size)
         if (thing["role"], tone, hand) in held_out:
-            yield "validation", picture, [emoji_caption(attributes, EMOJI_PARTS, rng)], attributes
+            caption = emoji_caption(attributes, EMOJI_PARTS, rng)
+            yield "validation", picture, [caption], {**attributes, "stated": list(EMOJI_PARTS)}
         else: yield "train", picture, _training_captions(attributes, rng), attributes

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.emoji import EMOJI_PARTS, LEFT_OPEN, read_emoji_caption
+from ..errors import VQGenError
 from .distances import pixels
 from .metrics import entropy
 
@@ -27,8 +28,8 @@ def parts_right(seen, wanted):
     """
     named = wanted["role" if "gender" in wanted["stated"] else "neutral"]
     right = {"role": named in (seen["role"], seen["neutral"])}
-    for part in ("tone", "style"): right[part] = part not in wanted["stated"] or seen[part] == wanted[part]
-    return right
+    said = [part for part in ("tone", "style") if part in wanted["stated"] and wanted[part] != "none"]
+    return right | {part: part not in said or seen[part] == wanted[part] for part in ("tone", "style")}
 
 def open_parts(wanted):
     "Which of gender, tone and style the caption of `wanted` leaves open, a list."
@@ -95,7 +96,12 @@ def open_entropy(groups, wanted):
     return float(np.mean(sums))
 
 def emoji_diversity(groups, wanted, things, rng):
-    "The `open_entropy` of `groups` as a share of that of as many true pictures, drawn by `rng`."
+    """The `open_entropy` of `groups` as a share of that of as many true pictures, drawn by `rng`.
+
+    Raises `VQGenError` where no caption of `wanted` leaves anything open.
+    """
+    if not any(map(open_parts, wanted)):
+        raise VQGenError("no caption leaves anything open: diversity needs captions that state less")
     true = [[redraw_open(face, things, rng) for _ in group] for group, face in zip(groups, wanted)]
     return open_entropy(groups, wanted) / open_entropy(true, wanted)
 

@@ -134,7 +134,7 @@ class Embedding(nn.Module):
         self.around = Neighbourhood(width) if is_grid else None
 
     def forward(self, ids, features=None):                                      # (B, N), (B, N, E)
-        x = self.tokens(ids) if features is None else 0.5 * self.features(features)
+        x = self.tokens(ids) if features is None else 0.5 * self.features(features.to(self.positions.dtype))
         x = y = x + self.positions[:ids.shape[1]]                               # (B, N, C)
         for distance, weight in enumerate(self.shift, start=1):
             moved = F.pad(x, (0, 0, distance, 0))[:, :-distance]                # (B, N, C), from the left

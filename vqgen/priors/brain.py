@@ -446,7 +446,8 @@ def nats_of_passes(towers, codes, text, steps):
     nats = torch.zeros(len(codes), device=codes.device)
     for end in decided_per_pass(codes.shape[1], steps):
         hidden = (towers.rank >= start).expand_as(codes)                                     # (B, N)
-        logits, _ = teacher_forced(towers, codes, text, hidden)            # (B, N, K), in order of deciding
+        null_rows = 0 if start else len(codes)                 # the first pass begins with null canvases
+        logits, _ = teacher_forced(towers, codes, text, hidden, null_rows)   # (B, N, K), as they are decided
         nats += code_nats(logits[:, start:end], wanted[:, start:end]).sum(1)
         start = end
     return nats

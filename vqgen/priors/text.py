@@ -94,9 +94,10 @@ _SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff
 _WORD = re.compile(rf"[^\W\d_{_SPACELESS}]{{2,}}(?:['\u2019][^\W\d_]+)*")
 
 def caption_words(captions, normalizer):
-    "The set of the words of two letters or more in `captions`, folded by a tokenizer's `normalizer`."
+    "The set of the words of two letters or more in `captions`, folded by a tokenizer's `normalizer`, if any."
     found = set()
-    for caption in captions: found.update(_WORD.findall(normalizer.normalize_str(caption)))
+    for caption in captions:
+        found.update(_WORD.findall(normalizer.normalize_str(caption) if normalizer else caption))
     return found
 
 # %% ../../nbs/30_priors.text.ipynb #1a887f30
