@@ -138,6 +138,9 @@ class PriorConfig(Section):
     def _heads_divide_width(self):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        if getattr(self, "neighbours", False) and self.width // self.heads % 4:
+            raise ValueError("neighbours needs heads of 4, 8, 12, ... channels, not "
+                             f"{self.width // self.heads}: change width or heads")
         return self
 
 # %% ../nbs/82_config.ipynb #c0a5e002
