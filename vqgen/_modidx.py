@@ -467,6 +467,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'vqgen/evaluation/nearest.py'),
                                           'vqgen.evaluation.nearest.redraw_open': ( 'evaluation.nearest.html#redraw_open',
                                                                                     'vqgen/evaluation/nearest.py'),
+                                          'vqgen.evaluation.nearest.shares_right': ( 'evaluation.nearest.html#shares_right',
+                                                                                     'vqgen/evaluation/nearest.py'),
                                           'vqgen.evaluation.nearest.small_pixels': ( 'evaluation.nearest.html#small_pixels',
                                                                                      'vqgen/evaluation/nearest.py')},
             'vqgen.experiment': { 'vqgen.experiment.Origin': ('experiment.html#origin', 'vqgen/experiment.py'),

@@ -420,12 +420,12 @@ def nearest_judge(data, validation, vqvae):
     return NearestJudge(batches, faces, [place < len(data) for place in range(len(faces))])
 
 # %% ../nbs/86_experiment.ipynb #39000011
-def milliseconds_per_image(pipeline, captions, repeats=20):
-    "The median time of one picture, caption to pixels, drawn alone."
+def milliseconds_per_image(pipeline, captions, repeats=20, **options):
+    "The median time of one picture, caption to pixels, drawn alone; `options` are those of drawing."
     times = []
     for i in range(repeats + 3):                                   # the first three warm up
         start = time.perf_counter()
-        pipeline(captions[i % len(captions)], seed=i)
+        pipeline(captions[i % len(captions)], seed=i, **options)
         times.append(1000 * (time.perf_counter() - start))
     return sorted(times[3:])[repeats // 2]
 

@@ -1,7 +1,8 @@
 """Ways to draw 256 codes in one pass: each trained equally long on emoji, then judged by what it draws.
 
     python tests/benchmarks/bench_orders.py --run runs/emoji [--arms last,halton,entropy,...] [--steps 400]
-        [--width 96] [--layers 12] [--batch 32] [--seeds 1] [--captions 150] [--json FILE]
+        [--width 96] [--layers 12] [--batch 32] [--seeds 1] [--captions 150] [--guidance 1 1.5]
+        [--precision auto] [--json FILE]
 
 RUN holds a VQ-VAE that is trained on the preset `emoji` (`vqgen train vqvae --config emoji`). An arm is a way
 to draw; `transformer` is the rival, `cftn` the masked one. A row: nats a held-out picture (in 1, 4 and 16
@@ -21,8 +22,8 @@ import torch
 from vqgen.config import BrainConfig, CFTNConfig, StageConfig, TextConfig, TransformerConfig, load_config
 from vqgen.data.emoji import EMOJI_PARTS, emoji_caption
 from vqgen.evaluation.likelihood import likelihood
-from vqgen.evaluation.nearest import NearestJudge, emoji_diversity, open_parts
-from vqgen.experiment import load_splits
+from vqgen.evaluation.nearest import emoji_diversity, open_parts
+from vqgen.experiment import load_splits, milliseconds_per_image, nearest_judge
 from vqgen.pipeline import Pipeline, find_run
 from vqgen.placement import best_device
 from vqgen.priors.brain import (
@@ -36,6 +37,7 @@ from vqgen.priors.brain import (
 )
 from vqgen.priors.build import new_prior, train_prior
 from vqgen.priors.codes import CodedCaptions, encode_dataset
+from vqgen.priors.sampling import code_nats
 from vqgen.priors.text import drop_captions, new_tokenizer, tokenize
 from vqgen.training.checkpoints import load_model
 from vqgen.vqvae.model import VQVAE
@@ -135,11 +137,8 @@ class World:
         self.tokenizer = new_tokenizer(self.data.all_captions(), TextConfig(vocab_size=4096))
         self.train = CodedCaptions(self.codes, self.data.caption_lists, self.tokenizer)
         self.few = CodedCaptions(held_out_codes[:96], self.held_out.captions[:96], self.tokenizer)
-        every = torch.cat([torch.from_numpy(codes.astype("int64")) for codes in (self.codes, held_out_codes)])
-        self.faces = [*self.data.attributes, *self.held_out.attributes]
-        is_training = torch.arange(len(every)) < len(self.codes)
-        with torch.no_grad(): copies = (self.vqvae.decode(part.to(device)).cpu() for part in every.split(64))
-        self.judge = NearestJudge(copies, self.faces, is_training)
+        self.judge = nearest_judge(self.data, self.held_out, self.vqvae)
+        self.faces = self.judge.attributes
 
 
 @torch.no_grad()
@@ -157,7 +156,7 @@ def caption_nats(brain, codes, text):
     "What the captions `text` of `codes` (B, h, w) cost, in nats, (B,)."
     logits = caption_logits(brain, text.input_ids, image_context(brain, codes.flatten(1)))         # (B, T, V)
     wanted = text.input_ids[:, 1:].masked_fill(~text.attention_mask[:, 1:], -100)
-    return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), wanted, reduction="none").sum(1)
+    return code_nats(logits[:, :-1], wanted).sum(1)
 
 
 def judged(pipe, world, count, arm, **how):
@@ -182,15 +181,6 @@ def freedom(pipe, world, count, arm, pictures=16, **how):
     return emoji_diversity(groups, wanted, world.faces, random.Random(0))
 
 
-def milliseconds(pipe, caption, rounds=7, **how):
-    times = []
-    for turn in range(rounds):
-        start = time.perf_counter()
-        pipe.images([caption], turn, **how)
-        times.append(1000 * (time.perf_counter() - start))
-    return sorted(times)[rounds // 2]
-
-
 def measure_arm(arm, prior, world, options):
     pipe = Pipeline(world.vqvae, prior.eval(), world.tokenizer, device=options.device)
     row = {}
@@ -202,7 +192,7 @@ def measure_arm(arm, prior, world, options):
         marks = judged(pipe, world, options.captions, arm, **how)
         marks["diversity"] = freedom(pipe, world, options.captions // 10, arm, **how)
         row |= {f"{name}@{guidance:g}": mark for name, mark in marks.items()}
-    row["ms"] = milliseconds(pipe, world.held_out.captions[0], **how)
+    row["ms"] = milliseconds_per_image(pipe, world.held_out.captions, 7, **how)
     passes = {"cftn-v2": arm.candidates, "cftn": 16, "transformer": prior.shape.grid_size**2}
     return {**row, "blocks": passes[arm.kind] * options.layers}
 

@@ -294,19 +294,19 @@ _COUNTED = {*_SUBJECTS[:-2],   # nouns with an article
             *"mohawk mohican mouth smile grin frown hat cap beanie shirt top t-shirt tee sweater".split(),
             *"jumper jacket hoodie dress blouse background backdrop bg wall".split()}
 
+def _says_no(phrase):
+    "Whether `phrase` says that something is missing: those stand last; 'no hat and glasses' says too much."
+    return phrase.startswith("no ")
+
 def _with_article(phrase):
     "`phrase` with the article that it needs, if any."
-    if phrase.split()[-1] not in _COUNTED or phrase.startswith("no "): return phrase
+    if phrase.split()[-1] not in _COUNTED or _says_no(phrase): return phrase
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 def _subject(traits, rng):
     "Words for the person who has `traits`."
     subject = rng.choice(_SUBJECTS[:-3] if traits else _SUBJECTS)
     return " ".join([*traits, subject])
-
-def _says_no(phrase):
-    "Whether `phrase` says that something is missing: those stand last; 'no hat and glasses' says too much."
-    return phrase.startswith("no ")
 
 def _as_list(traits, things, rng):
     "`a, b, c`, or with other marks between them; with a person before it or without."
@@ -319,7 +319,7 @@ def _as_list(traits, things, rng):
     mark = rng.choice([", "] * 6 + ["; ", " + "] + [" ", " and "] * whole)
     if mark == " and ": parts.sort(key=_says_no)
     if mark == ", " and rng.random() < 0.5:   # "without glasses and a hat" would be another face
-        parts = [f"without {said(part[3:])}" if part.startswith("no ") else part for part in parts]
+        parts = [f"without {said(part[3:])}" if _says_no(part) else part for part in parts]
     text = rng.choice([", ", ": ", " with "]).join(filter(None, [lead, mark.join(parts)]))
     return text.replace("with without", "without")
 
@@ -329,7 +329,7 @@ def _as_sentence(traits, things, rng):
     said = _with_article if rng.random() < 0.6 else str
     words = {verb: join_phrases(list(map(said, phrases))) for verb, phrases in things.items()}
     wearing = rng.choice(["wearing", "in", "with"])
-    if words.get("wears", "").split(" ")[0] == "no": wearing = "with"
+    if _says_no(words.get("wears", "")): wearing = "with"
     behind = rng.choice(["in front of", "against", "on"])
     verbs = {"has": "with", "wears": wearing, "is in front of": behind}
     parts = [f"{verb} {words[key]}" for key, verb in verbs.items() if key in words]

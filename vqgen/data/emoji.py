@@ -13,12 +13,13 @@ import json
 import lzma
 import random
 import re
+from collections import Counter
 from functools import cache
 from importlib.resources import files
 
 from PIL import Image, ImageOps
 
-from .avatars import hash_order, hold_out, render_svg
+from .avatars import hold_out, render_svg
 
 # %% ../../nbs/63_data.emoji.ipynb #e3f19729
 _LEFT_OUT = ("Flags", "Symbols", "Component")   # categories; Component holds bare skin tones
@@ -157,10 +158,9 @@ def emoji_triples():
 def held_out_emoji(fraction=0.1):
     "The triples (role, tone, hand) that only the validation split has: `fraction` of the whole grid."
     drawn = [(thing["role"], tone, hand) for thing, tone, hand in emoji_triples() if tone != "none"]
-    counts = {}
-    for role, _, _ in drawn: counts[role] = counts.get(role, 0) + 1
+    counts = Counter(role for role, _, _ in drawn)
     complete = [triple for triple in drawn if counts[triple[0]] == len(HANDS) * (len(TONES) + 1)]
-    return frozenset(hash_order(complete)[:max(1, round(fraction * len(complete)))])
+    return frozenset(hold_out(complete, fraction))
 
 # %% ../../nbs/63_data.emoji.ipynb #e3f45f5c
 EMOJI_PARTS = ("gender", "tone", "style")   # what a caption may leave open
