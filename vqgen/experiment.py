@@ -413,11 +413,12 @@ def reconstruct(vqvae, data):
     "The same as one tensor (N, 3, H, W)."
     return torch.cat(list(reconstructions(vqvae, data)))
 
-def nearest_judge(data, validation, vqvae):
-    "The judge of emoji: it knows what the codes of all pictures of both splits give back."
+def nearest_judge(data, validation, vqvae, **options):
+    """The judge of emoji: it knows what the codes of all pictures of both splits give back; `options` are
+    those of `NearestJudge`."""
     faces = [*data.attributes, *validation.attributes]
     batches = chain(reconstructions(vqvae, data), reconstructions(vqvae, validation))
-    return NearestJudge(batches, faces, [place < len(data) for place in range(len(faces))])
+    return NearestJudge(batches, faces, [place < len(data) for place in range(len(faces))], **options)
 
 # %% ../nbs/86_experiment.ipynb #39000011
 def milliseconds_per_image(pipeline, captions, repeats=20, **options):

@@ -1,25 +1,36 @@
 """One table: every prior of a run at 1, 4, 8 and 16 steps, on combinations that no training has seen.
 
-    python tests/benchmarks/bench_one_shot.py [--run avatars-hour] [--json FILE] [--captions 60]
-        [--pictures 16] [--rounds 20]
+    python tests/benchmarks/bench_one_shot.py [--run avatars-hour] [--json FILE] [--captions N]
+        [--pictures 16] [--rounds 20] [--frontier N]
 
 By default that is the run that comes with the package; `make trained` trains it anew. Another must hold a
-VQ-VAE and all four priors, as `vqgen train NAME --config avatars-hour --run RUN` leaves them for vqvae, lstm,
-transformer, cftn and cftn-v2. The naive one pass, in which nothing is decided on the way, is the row of CFTN
-with one step. Nats a picture and bits a code are of the first 400 held-out pictures; CFTN has none that are
-exact.
+VQ-VAE, a Transformer and CFTN v2, as `vqgen train NAME --config avatars-hour --run RUN` leaves them for
+vqvae, transformer and cftn-v2; LSTM and CFTN are measured where they are. The naive one pass, in which
+nothing is decided on the way, is the row of CFTN with one step. Nats a picture and bits a code are of the
+first 400 held-out pictures; CFTN has none that are exact. The frontier is what each prior reaches at six
+temperatures and three guidance scales on N captions (60 by default; 0 leaves it out), accuracy against
+diversity. `at_equal_diversity` is the accuracy of one pass where it is as free as the Transformer is at
+temperature 1, `at_the_best` where it is as free as the Transformer where that is most often right.
 """
 import argparse
 import json
-import random
+from functools import partial
 from pathlib import Path
 
-import torch
 from timing import medians
 
 from vqgen.config import load_config
-from vqgen.evaluation.judge import caption_accuracy, diversity
-from vqgen.experiment import held_out_likelihood, load_judge, load_splits, reconstruct
+from vqgen.evaluation.distances import feature_spaces
+from vqgen.evaluation.frontier import EmojiTrial, FaceTrial, accuracy_at, frontier, points_of, sweep
+from vqgen.experiment import (
+    held_out_likelihood,
+    knows_roles,
+    load_judge,
+    load_splits,
+    nearest_judge,
+    reconstruct,
+    unseen_words_allowed,
+)
 from vqgen.pipeline import Pipeline, find_run
 from vqgen.priors.build import PRIORS
 
@@ -27,26 +38,25 @@ STEPS = (1, 4, 8, 16)
 CEILING = "VQ-VAE ceiling"
 LSTM, TRANSFORMER = "LSTM, top-p 0.9", "Transformer, top-p 0.9"
 ONE, TEACHER = "CFTN v2, one-shot", "CFTN v2, 16 steps"
+WAYS = {LSTM: ("lstm", {"top_p": 0.9}), TRANSFORMER: ("transformer", {"top_p": 0.9}),
+        **{f"CFTN, {steps} steps": ("cftn", {"steps": steps}) for steps in STEPS},
+        **{f"CFTN v2, {steps} steps": ("cftn-v2", {"steps": steps}) for steps in STEPS[1:]},
+        "CFTN v2, the likeliest codes": ("cftn-v2", {"temperature": 0.0}), ONE: ("cftn-v2", {})}
+BORDERS = {"LSTM": ("lstm", {"top_p": 0.9}), "transformer": ("transformer", {"top_p": 0.9}),
+           "CFTN, 8 steps": ("cftn", {"steps": 8}), "one_pass": ("cftn-v2", {})}
 
 
-def ways_of(pipes):
-    "Functions from captions and a seed to pictures, by the name of their row."
-    def way(name, **options): return lambda captions, seed: pipes[name].images(captions, seed, **options)
-    ways = {LSTM: way("lstm", top_p=0.9), TRANSFORMER: way("transformer", top_p=0.9)}
-    ways |= {f"CFTN, {steps} steps": way("cftn", steps=steps) for steps in STEPS}
-    ways |= {f"CFTN v2, {steps} steps": way("cftn-v2", steps=steps) for steps in STEPS[1:]}
-    return {**ways, "CFTN v2, the likeliest codes": way("cftn-v2", temperature=0.0), ONE: way("cftn-v2")}
-
-
-def measure(way, judge, captions, wanted, pictures, batch_size=96):
-    "The judge's figures for `pictures` of each caption, and their diversity."
-    rows = [number // pictures for number in range(len(captions) * pictures)]
-    starts = range(0, len(rows), batch_size)
-    drawn = torch.cat([way([captions[i] for i in rows[start:start + batch_size]], start) for start in starts])
-    seen, far = judge.look(drawn)
-    groups = [seen[start:start + pictures] for start in range(0, len(rows), pictures)]
-    freedom = diversity(groups, wanted, random.Random(0))
-    return {**judge.mark(seen, far, [wanted[i] for i in rows]), "diversity": freedom}
+def trials_of(asked, splits, vqvae):
+    "The trial of the table, and that of the frontier, which has fewer captions."
+    judge, held_out = load_judge(asked.run, *splits, vqvae), splits[1]
+    if not knows_roles(splits[0]):
+        kind = partial(FaceTrial, judge, held_out)
+        return kind(asked.captions or 60, asked.pictures), kind(asked.frontier, asked.pictures // 2)
+    space = feature_spaces("cpu")[0].get("features")
+    second = space and nearest_judge(*splits, vqvae, space=space)
+    kind = partial(EmojiTrial, judge, held_out)
+    table = kind(asked.captions or len(held_out), asked.pictures, second=second)
+    return table, kind(2 * asked.frontier, asked.pictures // 2)
 
 
 def likelihoods(pipes, held_out):
@@ -54,25 +64,45 @@ def likelihoods(pipes, held_out):
     rows = {LSTM: ("lstm", {}), TRANSFORMER: ("transformer", {}), ONE: ("cftn-v2", {"steps": 1})}
     rows |= {f"CFTN v2, {steps} steps": ("cftn-v2", {"steps": steps}) for steps in STEPS[1:]}
     return {row: held_out_likelihood(pipes[name], held_out, **options)
-            for row, (name, options) in rows.items()}
+            for row, (name, options) in rows.items() if name in pipes}
 
 
-def print_row(name, row):
-    line = f"{name:28} {row['stated']:6.1%} {row['in_range']:9.1%} {row['accuracy']:9.1%}"
-    if "ms" in row: line += f" {row['diversity']:10.1%} {row['ms']:6.1f}"
-    if "nats" in row: line += f" {row['nats']:6.2f} {row['bits_per_code']:11.3f}"
-    print(line, flush=True)
+def print_row(name, row, columns):
+    print(f"{name:28}", *(f"{row[key]:13.3f}" if key in row else " " * 13 for key in columns), flush=True)
 
 
-def summary(table, pipe, held_out):
+def borders(pipes, trial):
+    "The rows of a `sweep` of each prior, by its name."
+    found = {}
+    for name, (prior, options) in BORDERS.items():
+        if prior not in pipes: continue
+        found[name] = [*sweep(trial, pipes[prior], **options)]
+        border = frontier(points_of(found[name]))
+        print(name, *(f"{free:.2f}/{right:.3f}" for free, right in border), flush=True)
+    return found
+
+
+def summary(table, trial, pipe, held_out):
     "The figures of one pass beside those of sixteen and of the Transformer."
-    one, teacher = table[ONE], table[TEACHER]
+    one, teacher, rival = table[ONE], table[TEACHER], table[TRANSFORMER]
     faces = held_out.batch(range(min(400, len(held_out))))
     return {"one_shot_accuracy": one["accuracy"], "teacher_accuracy": teacher["accuracy"],
+            "transformer_accuracy": rival["accuracy"],
             "diversity_vs_teacher": one["diversity"] / teacher["diversity"],
             "speedup_vs_teacher": teacher["ms"] / one["ms"],
-            "speedup_vs_transformer": table[TRANSFORMER]["ms"] / one["ms"],
-            "caption_accuracy": caption_accuracy(pipe.caption(faces), held_out.attributes)}
+            "speedup_vs_transformer": rival["ms"] / one["ms"],
+            "caption_accuracy": trial.of_captions(pipe.caption(faces), held_out.attributes)}
+
+
+def at_equal_diversity(sweeps):
+    "The accuracy of one pass where it is as free as the Transformer, and that of the Transformer, two ways."
+    plain, own = (1.0, 1.0), points_of(sweeps["one_pass"])
+    rival = {(row["temperature"], row["guidance_scale"]): row for row in sweeps["transformer"]}
+    [usual] = points_of([rival[plain]])
+    best = max(points_of(rival.values()), key=lambda point: point[1])
+    return {"at_equal_diversity": accuracy_at(usual[0], own), "transformer_at_equal_diversity": usual[1],
+            "at_the_best": accuracy_at(best[0], own), "transformer_at_the_best": best[1],
+            "diversity_at_the_best": best[0]}
 
 
 def parse():
@@ -80,42 +110,44 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--run", default="avatars-hour")
     parser.add_argument("--json")
-    parser.add_argument("--captions", type=int, default=60)
-    parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=20)
+    for name, default in {"captions": None, "pictures": 16, "rounds": 20, "frontier": 60}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_args()
 
 
+@unseen_words_allowed()
 def main():
     asked = parse()
-    data, held_out = load_splits(load_config(find_run(asked.run) / "vqvae" / "config.yaml"))
-    pipes = {name: Pipeline.from_pretrained(asked.run, name, "cpu") for name in PRIORS}
+    run = find_run(asked.run)
+    splits = load_splits(load_config(run / "vqvae" / "config.yaml"))
+    held_out = splits[1]
+    there = [name for name in PRIORS if (run / name).is_dir()]
+    pipes = {name: Pipeline.from_pretrained(asked.run, name, "cpu") for name in there}
     sizes = {name: sum(part.numel() for part in pipe.prior.parameters()) for name, pipe in pipes.items()}
-    ways = ways_of(pipes)
+    ways = {row: partial(pipes[prior].images, **how) for row, (prior, how) in WAYS.items() if prior in pipes}
     print("parameters:", ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in sizes.items()))
-    vqvae = pipes["cftn-v2"].vqvae
-    judge = load_judge(asked.run, data, held_out, vqvae)
-    different = [*dict.fromkeys(held_out.captions)][:asked.captions]
-    places = [held_out.captions.index(caption) for caption in different]
-    captions, wanted = ([values[i] for i in places] for values in (held_out.captions, held_out.attributes))
+    pipe = pipes["cftn-v2"]
+    trial, small_trial = trials_of(asked, splits, pipe.vqvae)
 
-    work = {name: lambda way=way: way(captions[:1], 0) for name, way in ways.items()}
+    work = {name: partial(way, held_out.captions[:1], 0) for name, way in ways.items()}
     times = medians(work, asked.rounds, "cpu")
     costs = likelihoods(pipes, held_out)
-    print(f"{'':28} stated  in range  accuracy  diversity     ms   nats bits a code")
-    table = {CEILING: judge.accuracy(reconstruct(vqvae, held_out), held_out.attributes)}
-    print_row(CEILING, table[CEILING])
+    columns = *trial.columns, "ms", "nats", "bits_per_code"
+    print(" " * 28, *(f"{name:>13}" for name in columns))
+    table = {CEILING: trial.of_copies(reconstruct(pipe.vqvae, held_out), held_out.attributes)}
+    print_row(CEILING, table[CEILING], columns)
     for name, way in ways.items():
-        figures = measure(way, judge, captions, wanted, asked.pictures)
-        table[name] = {**figures, "ms": 1000 * times[name], **costs.get(name, {})}
-        print_row(name, table[name])
+        table[name] = {**trial(way), "ms": 1000 * times[name], **costs.get(name, {})}
+        print_row(name, table[name], columns)
 
-    result = summary(table, pipes["cftn-v2"], held_out)
-    for name, value in result.items(): print(f"{name:24} {value:.3f}")
-    if asked.json:
-        nats = {name: found["nats"] for name, found in costs.items()}
-        found = {**result, "nats": nats, "table": table, "parameters": sizes}
-        Path(asked.json).write_text(json.dumps(found, indent=1))
+    result = summary(table, trial, pipe, held_out)
+    result["nats"] = {name: found["nats"] for name, found in costs.items()}
+    sweeps = borders(pipes, small_trial) if asked.frontier else {}
+    if sweeps: result |= at_equal_diversity(sweeps)
+    for name, value in result.items(): print(f"{name:24}", value)
+    result["frontier"] = {name: frontier(points_of(rows)) for name, rows in sweeps.items()}
+    found = {**result, "sweeps": sweeps, "table": table, "parameters": sizes}
+    if asked.json: Path(asked.json).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__": main()
