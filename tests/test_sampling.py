@@ -11,10 +11,11 @@ from vqgen.priors.sampling import (
     GenerationMixin,
     MaskedSampling,
     Sampling,
+    darts,
     filter_logits,
     guidance_at,
-    gumbel,
     halton_order,
+    hit,
     mask_ratio,
     sample,
     sample_autoregressive,
@@ -100,9 +101,26 @@ def test_cutting_keeps_what_it_should():
     assert kept.isfinite().sum(-1).le(7).all() and kept.isfinite().any(-1).all()
 
 
-def test_noise_of_a_picture_is_its_own():
-    together = gumbel(generators(3, 4), (5, 6))
-    assert together[1].equal(gumbel(generators(4), (5, 6))[0]) and together.isfinite().all()
+def test_darts_of_a_picture_are_its_own():
+    together = darts(generators(3, 4), 50)
+    assert together[1].equal(darts(generators(4), 50)[0]) and together.ge(0).all() and together.lt(1).all()
+
+
+def test_what_has_no_piece_is_never_hit():
+    "Not even by a dart at the very ends, nor where the sum of many pieces is rounded."
+    ends = torch.tensor([[0.0, 1 - 2**-24]])
+    assert hit(torch.tensor([0, 0.5, 0, 0.5, 0]).expand(1, 2, 5), ends).tolist() == [[1, 3]]
+    pieces = torch.rand(1000, 4096, generator=torch.Generator().manual_seed(0)) * 3
+    pieces[:, ::2], pieces[:, -9:] = 0, 0
+    for dart in ends[0]:
+        found = hit(pieces[None], dart.expand(1, 1000))
+        assert pieces.gather(1, found.T).gt(0).all()
+
+
+def test_a_code_is_hit_from_where_its_piece_begins_to_where_it_ends():
+    pieces = torch.tensor([0.25, 0.5, 0.25]).expand(1, 4, 3)
+    assert hit(pieces, torch.tensor([[0.2499, 0.25, 0.7499, 0.75]])).tolist() == [[0, 1, 1, 2]]
+    assert hit(2 * pieces, torch.tensor([[0.2499, 0.25, 0.7499, 0.75]])).tolist() == [[0, 1, 1, 2]]
 
 
 # --- schedules and orders ---

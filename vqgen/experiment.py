@@ -442,10 +442,10 @@ def held_out_likelihood(pipeline, validation, count=400, **options):
     return likelihood(pipeline.prior, coded, **options)
 
 # %% ../nbs/86_experiment.ipynb #86000013
-def drawings_of(pipeline, captions):
-    "Images (n, 3, H, W) of n `captions`, one of each."
+def drawings_of(pipeline, captions, **options):
+    "Images (n, 3, H, W) of n `captions`, one of each; `options` are those of drawing."
     starts = range(0, len(captions), 50)
-    return torch.cat([pipeline.images(captions[start:start + 50], seed=start) for start in starts])
+    return torch.cat([pipeline.images(captions[start:start + 50], seed=start, **options) for start in starts])
 
 @torch.no_grad()
 def judged_figures(pipeline, validation, judge, copies):
