@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 
 from vqgen.config import BrainConfig, CFTNConfig, StageConfig, TextConfig, TransformerConfig, load_config
-from vqgen.data.emoji import EMOJI_PARTS, emoji_caption
+from vqgen.evaluation.frontier import opened
 from vqgen.evaluation.likelihood import likelihood
-from vqgen.evaluation.nearest import emoji_diversity, open_parts
+from vqgen.evaluation.nearest import emoji_diversity
 from vqgen.experiment import load_splits, milliseconds_per_image, nearest_judge
 from vqgen.pipeline import Pipeline, find_run
 from vqgen.placement import best_device
+from vqgen.priors.blocks import Block
 from vqgen.priors.brain import (
     caption_logits,
     code_loss,
@@ -33,11 +34,12 @@ from vqgen.priors.brain import (
     image_context,
     shared_prefix,
     suffix_mask,
+    teacher_forced,
     weighted_loss,
 )
 from vqgen.priors.build import new_prior, train_prior
 from vqgen.priors.codes import CodedCaptions, encode_dataset
-from vqgen.priors.sampling import code_nats
+from vqgen.priors.sampling import code_nats, confidence
 from vqgen.priors.text import drop_captions, new_tokenizer, tokenize
 from vqgen.training.checkpoints import load_model
 from vqgen.vqvae.model import VQVAE
@@ -53,10 +55,12 @@ class Arm:
     deep: float = 0.0            # weight of a loss on all places that are not yet decided, at each layer
     captions: float = 0.0        # weight of captioning in training
     candidates: int = 1          # of which the own captioner keeps one
+    renewal: float = 0.0         # what is less probable than this to the last layer is decided again
 
 
 ARMS = {"last": Arm(order="last"), "halton": Arm(order="halton"), "entropy": Arm(),
         "neighbours": Arm(neighbours=True), "mistakes": Arm(neighbours=True, mistakes=0.1),
+        "renewal": Arm(neighbours=True, mistakes=0.1, renewal=0.3),
         "deep": Arm(neighbours=True, deep=0.2), "captions": Arm(neighbours=True, captions=0.1),
         "candidates": Arm(neighbours=True, captions=0.1, candidates=4), "cftn": Arm("cftn"),
         "cftn-neighbours": Arm("cftn", neighbours=True), "transformer": Arm("transformer")}
@@ -76,7 +80,7 @@ def arm_loss(arm):
 
 
 def experimental_loss(brain, codes, text, arm):
-    "The cross-entropy of `codes` (B, N) where some decisions are heard wrong, and undecided places count."
+    "The cross-entropy of `codes` (B, N) where some decisions are heard wrong, and other places count, too."
     hidden, null_rows = suffix_mask(codes, brain.order, 0.5)
     found, extra = [], []
 
@@ -90,13 +94,20 @@ def experimental_loss(brain, codes, text, arm):
         logits = brain.code_logits(patches[:, later]).float().flatten(0, 1)
         extra.append(torch.nn.functional.cross_entropy(logits, codes[:, later].flatten()))
 
-    deciding = brain.image_tower.blocks[brain.first_bridge:brain.top] if arm.deep else []
+    def look_back(block, inputs):
+        early = brain.order[torch.randperm(brain.decided[brain.top])[:64]]
+        found = brain.code_logits(Block.forward(block, *inputs, places=early)).float().flatten(0, 1)
+        extra.append(torch.nn.functional.cross_entropy(found, codes[:, early].flatten()))
+
+    blocks = brain.image_tower.blocks
+    deciding = blocks[brain.first_bridge:brain.top] if arm.deep else []
     hooks = [block.register_forward_hook(watch) for block in deciding]
+    if arm.renewal: hooks.append(blocks[brain.top].register_forward_pre_hook(look_back))
     canvas = codes.masked_fill(hidden, brain.mask_id)
     decide_pass(brain, shared_prefix(brain, canvas, null_rows), text, decide)
     for hook in hooks: hook.remove()
     loss, accuracy = code_loss(torch.cat(found, 1), codes[:, brain.order], hidden[:, brain.order])
-    total = loss + arm.deep * torch.stack(extra).mean() if extra else loss
+    total = loss + (arm.deep or 0.5) * torch.stack(extra).mean() if extra else loss
     return total, {"code_loss": loss.detach(), "accuracy": accuracy}
 
 
@@ -142,11 +153,27 @@ class World:
 
 
 @torch.no_grad()
-def chosen(pipe, captions, seed, candidates, **how):
-    "Images for `captions`, each the one of some `candidates` that the pipeline's own captioner likes best."
-    drawn = torch.stack([pipe.codes(captions, seed + 10**6 * number, **how) for number in range(candidates)])
-    if candidates == 1: return pipe.decode(drawn[0])
+def renewed(brain, codes, text, least):
+    "`codes` (B, h, w); where the last layer gives one less probability than `least`, the likeliest instead."
+    early, block, seen = brain.order[:brain.decided[brain.top]], brain.image_tower.blocks[brain.top], []
+    hook = block.register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
+    every = torch.ones_like(codes.flatten(1), dtype=torch.bool)
+    teacher_forced(brain, codes.flatten(1), text, every, len(codes))
+    hook.remove()
+    logits, found = brain.code_logits(block(seen[0], places=early)).float(), codes.flatten(1).clone()
+    sure = confidence(logits, found[:, early]) >= least
+    found[:, early] = torch.where(sure, found[:, early], logits.argmax(-1))
+    return found.view_as(codes)
+
+
+@torch.no_grad()
+def chosen(pipe, captions, seed, arm, **how):
+    "Images for `captions`, each the one of the candidates of `arm` that the own captioner likes best."
+    drawn = [pipe.codes(captions, seed + 10**6 * number, **how) for number in range(arm.candidates)]
     text = tokenize(pipe.tokenizer, captions).to(pipe.device)
+    if arm.renewal: drawn = [renewed(pipe.prior, codes, text, arm.renewal) for codes in drawn]
+    if arm.candidates == 1: return pipe.decode(drawn[0])
+    drawn = torch.stack(drawn)
     likings = torch.stack([caption_nats(pipe.prior, codes, text) for codes in drawn])                # (k, B)
     return pipe.decode(drawn[likings.argmin(0), torch.arange(len(captions))])
 
@@ -162,22 +189,17 @@ def caption_nats(brain, codes, text):
 def judged(pipe, world, count, arm, **how):
     "How many drawings for the first held-out captions are right."
     faces, captions = world.held_out.attributes[:count], world.held_out.captions[:count]
-    images = [chosen(pipe, captions[i:i + 50], i, arm.candidates, **how) for i in range(0, count, 50)]
+    images = [chosen(pipe, captions[i:i + 50], i, arm, **how) for i in range(0, count, 50)]
     nearest, far, from_training = world.judge.look(torch.cat(images))
     return {**world.judge.mark(nearest, faces), "from_training": from_training.median().item()}
 
 
 def freedom(pipe, world, count, arm, pictures=16, **how):
-    "The diversity of drawings where captions leave a part open, each in turn."
+    "The diversity of drawings where captions leave a part open."
     rng = random.Random(0)
-    wanted, groups = [], []
-    for face in world.held_out.attributes[:count]:
-        left = rng.choice(open_parts({**face, "stated": []}))
-        asked = {**face, "stated": [part for part in EMOJI_PARTS if part != left]}
-        caption = emoji_caption(asked, asked["stated"], rng)
-        nearest, *_ = world.judge.look(chosen(pipe, [caption] * pictures, 0, arm.candidates, **how))
-        wanted.append(asked)
-        groups.append([world.faces[place] for place in nearest])
+    captions, wanted = zip(*(opened(face, rng) for face in world.held_out.attributes[:count]))
+    nearest = [world.judge.look(chosen(pipe, [caption] * pictures, 0, arm, **how))[0] for caption in captions]
+    groups = [[world.faces[place] for place in places] for places in nearest]
     return emoji_diversity(groups, wanted, world.faces, random.Random(0))
 
 
