@@ -130,8 +130,8 @@ def standing_in(device):
 
 
 def changed_codes(run="avatars-hour"):
-    "The share of codes that a shipped run draws otherwise in bfloat16 than in float32, with the same numbers."
-    hair, rest = ("red", "black", "green", "blond"), ("a mohawk", "a blue hat", "glasses", "a pink background")
+    "The share of codes that a shipped run draws otherwise in bfloat16 than in float32, with the same seeds."
+    hair, rest = ("red", "black", "green", "blond"), ("a mohawk", "a blue hat", "glasses", "yellow clothes")
     captions = [f"a person with {color} hair and {thing}" for color in hair for thing in rest]
     drawn = [Pipeline.from_pretrained(run, device="cpu", dtype=dtype).codes(captions)
              for dtype in (torch.float32, torch.bfloat16)]
