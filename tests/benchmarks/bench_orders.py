@@ -1,29 +1,33 @@
 """Ways to draw 256 codes in one pass: each trained equally long on emoji, then judged by what it draws.
 
     python tests/benchmarks/bench_orders.py --run runs/emoji [--arms last,halton,entropy,...] [--steps 400]
-        [--width 96] [--layers 12] [--batch 32] [--seeds 1] [--captions 150] [--guidance 1 1.5]
-        [--precision auto] [--json FILE]
+        [--roles 80] [--width 96] [--layers 12] [--batch 32] [--seeds 1] [--captions 150]
+        [--guidance 1 1.5] [--precision auto] [--json FILE]
 
-RUN holds a VQ-VAE that is trained on the preset `emoji` (`vqgen train vqvae --config emoji`). An arm is a way
-to draw; `transformer` is the rival, `cftn` the masked one. A row: nats a held-out picture (in 1, 4 and 16
-passes), the share of held-out captions for which the nearest true picture is right (all, role, tone, style),
-how free drawings are where the caption leaves something open, the milliseconds and the blocks of one picture.
+RUN holds a VQ-VAE that is trained on the preset `emoji` (`vqgen train vqvae --config emoji`). So that minutes
+of training show something, only so many roles are taken, of those that have held-out pictures (0: everything
+is taken). An arm is a way to draw; `transformer` is the rival, `cftn` the masked one. A row: nats a held-out
+picture (in 1, 4 and 16 passes), the share of held-out captions for which the nearest true picture is right
+(all, role, tone, style), how free drawings are where the caption leaves something open, the milliseconds and
+the blocks of one picture.
 """
 import argparse
 import json
-import random
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from vqgen.config import BrainConfig, CFTNConfig, StageConfig, TextConfig, TransformerConfig, load_config
-from vqgen.evaluation.frontier import opened
+from vqgen.data.avatars import hash_order
+from vqgen.evaluation.frontier import EmojiTrial
 from vqgen.evaluation.likelihood import likelihood
-from vqgen.evaluation.nearest import emoji_diversity
-from vqgen.experiment import load_splits, milliseconds_per_image, nearest_judge
+from vqgen.evaluation.nearest import NearestJudge
+from vqgen.experiment import load_splits, milliseconds_per_image
 from vqgen.pipeline import Pipeline, find_run
 from vqgen.placement import best_device
 from vqgen.priors.blocks import Block
@@ -56,12 +60,14 @@ class Arm:
     captions: float = 0.0        # weight of captioning in training
     candidates: int = 1          # of which the own captioner keeps one
     renewal: float = 0.0         # what is less probable than this to the last layer is decided again
+    first_bridge: int | None = None
 
 
 ARMS = {"last": Arm(order="last"), "halton": Arm(order="halton"), "entropy": Arm(),
         "neighbours": Arm(neighbours=True), "mistakes": Arm(neighbours=True, mistakes=0.1),
         "renewal": Arm(neighbours=True, mistakes=0.1, renewal=0.3),
         "deep": Arm(neighbours=True, deep=0.2), "captions": Arm(neighbours=True, captions=0.1),
+        "low-bridges": Arm(neighbours=True, first_bridge=2),
         "candidates": Arm(neighbours=True, captions=0.1, candidates=4), "cftn": Arm("cftn"),
         "cftn-neighbours": Arm("cftn", neighbours=True), "transformer": Arm("transformer")}
 
@@ -116,7 +122,8 @@ def arm_prior(arm, world, options, seed):
     sizes = {"width": options.width, "heads": 4}
     config = {"transformer": TransformerConfig(**sizes, layers=options.layers),
               "cftn": CFTNConfig(**sizes, layers=options.layers - 2, neighbours=arm.neighbours),
-              "cftn-v2": BrainConfig(**sizes, layers=options.layers, mlp_ratio=2, neighbours=arm.neighbours)}
+              "cftn-v2": BrainConfig(**sizes, layers=options.layers, mlp_ratio=2, neighbours=arm.neighbours,
+                                     first_bridge=arm.first_bridge)}
     codes = world.codes if arm.order == "entropy" and arm.kind == "cftn-v2" else None
     prior = new_prior(arm.kind, config[arm.kind], world.vqvae, world.tokenizer, world.size, seed, codes=codes)
     if arm.order == "last":
@@ -137,19 +144,36 @@ def train_arm(arm, prior, world, options, seed):
 
 
 class World:
-    "Emoji as codes, their captions, and who judges drawings of them."
-    def __init__(self, run, device):
+    "Emoji of some roles as codes, their captions, and who judges drawings of them."
+    def __init__(self, options):
         config = load_config("emoji")
-        folder, self.size = find_run(run), config.data.image_size
-        self.vqvae = load_model(folder / "vqvae", VQVAE).eval().to(device)
+        folder, self.size = find_run(options.run), config.data.image_size
+        self.vqvae = load_model(folder / "vqvae", VQVAE).eval().to(options.device)
         splits = load_splits(config)
-        self.data, self.held_out = splits
-        self.codes, held_out_codes = (encode_dataset(self.vqvae, data, device=device) for data in splits)
-        self.tokenizer = new_tokenizer(self.data.all_captions(), TextConfig(vocab_size=4096))
-        self.train = CodedCaptions(self.codes, self.data.caption_lists, self.tokenizer)
-        self.few = CodedCaptions(held_out_codes[:96], self.held_out.captions[:96], self.tokenizer)
-        self.judge = nearest_judge(self.data, self.held_out, self.vqvae)
-        self.faces = self.judge.attributes
+        kept = hash_order(face["role"] for face in splits[1].attributes)[:options.roles or None]
+        train, held_out = (self.part(split, options.roles and kept, options.device) for split in splits)
+        self.codes, lists, faces = train
+        self.tokenizer = new_tokenizer([caption for captions in lists for caption in captions],
+                                       TextConfig(vocab_size=4096))
+        self.train = CodedCaptions(self.codes, lists, self.tokenizer)
+        self.captions = [captions[0] for captions in held_out[1]]
+        self.few = CodedCaptions(held_out[0][:96], self.captions[:96], self.tokenizer)
+        is_training = [place < len(faces) for place in range(len(faces) + len(self.captions))]
+        judge = NearestJudge(self.copies(train[0], held_out[0]), faces + held_out[2], is_training)
+        asked = SimpleNamespace(captions=self.captions, attributes=held_out[2])
+        self.trial = EmojiTrial(judge, asked, options.captions)
+
+    def part(self, split, kept, device):
+        "Codes, lists of captions and attributes of the pictures of `split` whose role is `kept`, or all for 0."
+        codes = encode_dataset(self.vqvae, split, device=device)
+        places = [i for i, face in enumerate(split.attributes) if not kept or face["role"] in kept]
+        captions, faces = ([values[i] for i in places] for values in (split.caption_lists, split.attributes))
+        return codes[places], captions, faces
+
+    @torch.no_grad()
+    def copies(self, *parts):
+        for codes in parts:
+            for some in torch.from_numpy(codes.astype("int64")).split(64): yield self.vqvae.decode(some)
 
 
 @torch.no_grad()
@@ -167,7 +191,7 @@ def renewed(brain, codes, text, least):
 
 
 @torch.no_grad()
-def chosen(pipe, captions, seed, arm, **how):
+def chosen(pipe, arm, captions, seed, **how):
     "Images for `captions`, each the one of the candidates of `arm` that the own captioner likes best."
     drawn = [pipe.codes(captions, seed + 10**6 * number, **how) for number in range(arm.candidates)]
     text = tokenize(pipe.tokenizer, captions).to(pipe.device)
@@ -186,23 +210,6 @@ def caption_nats(brain, codes, text):
     return code_nats(logits[:, :-1], wanted).sum(1)
 
 
-def judged(pipe, world, count, arm, **how):
-    "How many drawings for the first held-out captions are right."
-    faces, captions = world.held_out.attributes[:count], world.held_out.captions[:count]
-    images = [chosen(pipe, captions[i:i + 50], i, arm, **how) for i in range(0, count, 50)]
-    nearest, far, from_training = world.judge.look(torch.cat(images))
-    return {**world.judge.mark(nearest, faces), "from_training": from_training.median().item()}
-
-
-def freedom(pipe, world, count, arm, pictures=16, **how):
-    "The diversity of drawings where captions leave a part open."
-    rng = random.Random(0)
-    captions, wanted = zip(*(opened(face, rng) for face in world.held_out.attributes[:count]))
-    nearest = [world.judge.look(chosen(pipe, [caption] * pictures, 0, arm, **how))[0] for caption in captions]
-    groups = [[world.faces[place] for place in places] for places in nearest]
-    return emoji_diversity(groups, wanted, world.faces, random.Random(0))
-
-
 def measure_arm(arm, prior, world, options):
     pipe = Pipeline(world.vqvae, prior.eval(), world.tokenizer, device=options.device)
     row = {}
@@ -211,10 +218,9 @@ def measure_arm(arm, prior, world, options):
     elif arm.kind == "transformer": row["nats_1"] = likelihood(pipe.prior, world.few)["nats"]
     for guidance in options.guidance:
         how = {"guidance_scale": guidance, **({"top_p": 0.9} if arm.kind == "transformer" else {})}
-        marks = judged(pipe, world, options.captions, arm, **how)
-        marks["diversity"] = freedom(pipe, world, options.captions // 10, arm, **how)
+        marks = world.trial(partial(chosen, pipe, arm, **how))
         row |= {f"{name}@{guidance:g}": mark for name, mark in marks.items()}
-    row["ms"] = milliseconds_per_image(pipe, world.held_out.captions, 7, **how)
+    row["ms"] = milliseconds_per_image(pipe, world.captions, 7, **how)
     passes = {"cftn-v2": arm.candidates, "cftn": 16, "transformer": prior.shape.grid_size**2}
     return {**row, "blocks": passes[arm.kind] * options.layers}
 
@@ -224,7 +230,7 @@ def main():
     parser.add_argument("--run", required=True)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--json", type=Path)
-    numbers = {"steps": 400, "width": 96, "layers": 12, "batch": 32, "seeds": 1, "captions": 150}
+    numbers = {"steps": 400, "width": 96, "layers": 12, "batch": 32, "seeds": 1, "captions": 150, "roles": 80}
     rates = {"rate": 3e-3, "rival-rate": 1.5e-3, "matrix-rate": 0.01}
     for name, default in {**numbers, **rates}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
@@ -232,7 +238,7 @@ def main():
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5])
     options = parser.parse_args()
     options.device = best_device()
-    world, rows = World(options.run, options.device), []
+    world, rows = World(options), []
     for name in options.arms.split(","):
         for seed in range(options.seeds):
             prior = arm_prior(ARMS[name], world, options, seed)
