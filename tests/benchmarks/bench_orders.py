@@ -164,7 +164,7 @@ class World:
         self.trial = EmojiTrial(judge, asked, options.captions)
 
     def part(self, split, kept, device):
-        "Codes, lists of captions and attributes of the pictures of `split` whose role is `kept`, or all for 0."
+        "Codes, lists of captions and attributes of the pictures of `split` whose role is `kept`; 0: of all."
         codes = encode_dataset(self.vqvae, split, device=device)
         places = [i for i, face in enumerate(split.attributes) if not kept or face["role"] in kept]
         captions, faces = ([values[i] for i in places] for values in (split.caption_lists, split.attributes))
