@@ -58,6 +58,7 @@ def test_source_archive_is_whole(built):
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert {*names(ROOT), "setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE"} <= held
+    assert {"CHANGELOG.md", "CITATION.cff"} <= held
 
 
 @pytest.mark.slow
