@@ -51,6 +51,11 @@ def test_package_is_the_command_too():
     assert result.stdout.partition("\n")[2] == vqgen("--help").stdout.partition("\n")[2]
 
 
+def test_versions_are_said_without_loading_anything():
+    said = vqgen("--version").stdout.strip()
+    assert re.fullmatch(r"vqgen \d+\.\d+\.\d+, torch \d+\.\d+\.\d+\S*, Python 3\.\d+\.\d+\S*", said)
+
+
 def test_help_names_every_model():
     "As the table of priors has them."
     said = " ".join(vqgen("train", "--help").stdout.split())
