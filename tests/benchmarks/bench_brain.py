@@ -10,6 +10,7 @@ brain; here it has the size of the others. `--bf16` adds the same in bfloat16, f
 have it, and the share of codes of the shipped run that come out otherwise.
 """
 import argparse
+import itertools
 import json
 
 import torch
@@ -132,7 +133,7 @@ def standing_in(device):
 def changed_codes(run="avatars-hour"):
     "The share of codes that a shipped run draws otherwise in bfloat16 than in float32, with the same seeds."
     hair, rest = ("red", "black", "green", "blond"), ("a mohawk", "a blue hat", "glasses", "yellow clothes")
-    captions = [f"a person with {color} hair and {thing}" for color in hair for thing in rest]
+    captions = [f"a person with {color} hair and {thing}" for color, thing in itertools.product(hair, rest)]
     drawn = [Pipeline.from_pretrained(run, device="cpu", dtype=dtype).codes(captions)
              for dtype in (torch.float32, torch.bfloat16)]
     return (drawn[0] != drawn[1]).float().mean().item()

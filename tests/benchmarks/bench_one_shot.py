@@ -84,7 +84,7 @@ def borders(pipes, trial):
 
 def summary(table, trial, pipe, held_out):
     "The figures of one pass beside those of sixteen and of the Transformer."
-    one, teacher, rival = table[ONE], table[TEACHER], table[TRANSFORMER]
+    one, teacher, rival = (table[name] for name in (ONE, TEACHER, TRANSFORMER))
     faces = held_out.batch(range(min(400, len(held_out))))
     return {"one_shot_accuracy": one["accuracy"], "teacher_accuracy": teacher["accuracy"],
             "transformer_accuracy": rival["accuracy"],

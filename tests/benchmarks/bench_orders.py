@@ -12,6 +12,7 @@ picture (in 1, 4 and 16 passes), the share of held-out captions for which the ne
 the blocks of one picture.
 """
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -153,8 +154,7 @@ class World:
         kept = hash_order(face["role"] for face in splits[1].attributes)[:options.roles or None]
         train, held_out = (self.part(split, options.roles and kept, options.device) for split in splits)
         self.codes, lists, faces = train
-        self.tokenizer = new_tokenizer([caption for captions in lists for caption in captions],
-                                       TextConfig(vocab_size=4096))
+        self.tokenizer = new_tokenizer([*itertools.chain.from_iterable(lists)], TextConfig(vocab_size=4096))
         self.train = CodedCaptions(self.codes, lists, self.tokenizer)
         self.captions = [captions[0] for captions in held_out[1]]
         self.few = CodedCaptions(held_out[0][:96], self.captions[:96], self.tokenizer)
@@ -179,7 +179,8 @@ class World:
 @torch.no_grad()
 def renewed(brain, codes, text, least):
     "`codes` (B, h, w); where the last layer gives one less probability than `least`, the likeliest instead."
-    early, block, seen = brain.order[:brain.decided[brain.top]], brain.image_tower.blocks[brain.top], []
+    early, seen = brain.order[:brain.decided[brain.top]], []
+    block = brain.image_tower.blocks[brain.top]
     hook = block.register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
     every = torch.ones_like(codes.flatten(1), dtype=torch.bool)
     teacher_forced(brain, codes.flatten(1), text, every, len(codes))

@@ -26,7 +26,7 @@ def drawn_in_parts(draw, captions, size=96):
 
 def repeated(values, times):
     "Each of `values`, a list, `times` times, as a list."
-    return [value for value in values for _ in range(times)]
+    return [values[number // times] for number in range(times * len(values))]
 
 def grouped(values, size):
     "`values`, a list, in lists of `size`."
@@ -74,7 +74,8 @@ class EmojiTrial:
     columns = "role", "tone", "style", "accuracy", "diversity", "from_training"
 
     def __init__(self, judge, validation, captions=300, pictures=16, second=None):
-        self.judge, self.second, self.pictures = judge, second, pictures
+        self.judge, self.second = judge, second
+        self.pictures = pictures
         self.captions, self.wanted = validation.captions[:captions], validation.attributes[:captions]
         rng = random.Random(0)
         self.open, self.asked = zip(*(opened(face, rng) for face in self.wanted[::10]))
