@@ -5,8 +5,8 @@ import random
 
 import pytest
 import torch
+from test_judge import Knowing, named_faces
 
-from vqgen.data.avatars import ATTRIBUTES, choose_parts, part_values, sample_attributes
 from vqgen.evaluation.frontier import EmojiTrial, FaceTrial, accuracy_at, frontier, opened, sweep
 from vqgen.evaluation.judge import Judge, draw_seen
 from vqgen.evaluation.nearest import NearestJudge, open_parts, redraw_open
@@ -78,27 +78,9 @@ def test_a_trial_of_emoji_knows_right_free_and_always_the_same():
     assert trial.of_captions(captions, faces) == 1
 
 
-class Knowing:
-    "A classifier that recognises the pictures it was shown before."
-    def __init__(self, images, faces): self.images, self.faces = images.flatten(1), faces
-
-    def read(self, images):
-        return [self.faces[place] for place in torch.cdist(images.flatten(1), self.images).argmin(1)]
-
-
-def some_faces(count=40):
-    "Faces that name every part, and what their captions state."
-    for seed in range(count):
-        rng = random.Random(seed)
-        face = sample_attributes(rng)
-        parts = choose_parts(face, rng)
-        named = {name: parts.get(name, "none") for name in part_values()}
-        yield {**face, **named, "stated": rng.sample(list(ATTRIBUTES), 5)}
-
-
 @pytest.fixture(scope="module")
 def face_trial():
-    faces = [*some_faces()]
+    faces = named_faces()
     images = draw_seen(faces, 32)
     judge = Judge(Knowing(images, faces), 0.05)
     captions = [f"face {number}" for number in range(len(faces))]

@@ -28,8 +28,7 @@ class Knowing:
         return self.known[distance.index(min(distance))][1]
 
 
-@pytest.fixture(scope="module")
-def faces():
+def named_faces():
     "Faces that name every part, and what their captions state."
     found = []
     for seed in range(40):
@@ -39,6 +38,10 @@ def faces():
         named = {name: parts.get(name, "none") for name in part_values()}
         found.append({**face, **named, "stated": rng.sample(list(ATTRIBUTES), 5)})
     return found
+
+
+@pytest.fixture(scope="module")
+def faces(): return named_faces()
 
 
 def test_a_face_is_known_by_its_parts(faces):

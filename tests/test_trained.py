@@ -38,7 +38,7 @@ def share_right(faces, stated):
 
 def test_they_take_little_room():
     paths = (ROOT / "vqgen" / "trained").rglob("*")
-    assert sum(path.stat().st_size for path in paths if path.is_file()) <= 45e6
+    assert sum(path.stat().st_size for path in paths if path.is_file()) <= 15e6
 
 
 @pytest.mark.parametrize("name", PRIORS)

@@ -39,6 +39,7 @@ from .data.avatars import ATTRIBUTES, part_values
 from .data.datasets import load_data
 from .data.streams import load_stream
 from .errors import VQGenError
+from .evaluation.frontier import drawn_in_parts
 from .evaluation.judge import Judge, caption_accuracy
 from .evaluation.likelihood import likelihood
 from vqgen.evaluation.metrics import (
@@ -444,8 +445,7 @@ def held_out_likelihood(pipeline, validation, count=400, **options):
 # %% ../nbs/86_experiment.ipynb #86000013
 def drawings_of(pipeline, captions, **options):
     "Images (n, 3, H, W) of n `captions`, one of each; `options` are those of drawing."
-    starts = range(0, len(captions), 50)
-    return torch.cat([pipeline.images(captions[start:start + 50], seed=start, **options) for start in starts])
+    return drawn_in_parts(partial(pipeline.images, **options), captions, 50)
 
 @torch.no_grad()
 def judged_figures(pipeline, validation, judge, copies):

@@ -134,7 +134,7 @@ def main():
     costs = likelihoods(pipes, held_out)
     columns = *trial.columns, "ms", "nats", "bits_per_code"
     print(" " * 28, *(f"{name:>13}" for name in columns))
-    table = {CEILING: trial.of_copies(reconstruct(pipe.vqvae, held_out), held_out.attributes)}
+    table = {CEILING: trial.marks(reconstruct(pipe.vqvae, held_out), held_out.attributes)}
     print_row(CEILING, table[CEILING], columns)
     for name, way in ways.items():
         table[name] = {**trial(way), "ms": 1000 * times[name], **costs.get(name, {})}

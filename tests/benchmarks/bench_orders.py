@@ -194,11 +194,11 @@ def renewed(brain, codes, text, least):
 @torch.no_grad()
 def chosen(pipe, arm, captions, seed, **how):
     "Images for `captions`, each the one of the candidates of `arm` that the own captioner likes best."
-    drawn = [pipe.codes(captions, seed + 10**6 * number, **how) for number in range(arm.candidates)]
+    seeds = [seed + 10**6 * number for number in range(arm.candidates)]
+    drawn = torch.stack([pipe.codes(captions, own, **how) for own in seeds])
     text = tokenize(pipe.tokenizer, captions).to(pipe.device)
-    if arm.renewal: drawn = [renewed(pipe.prior, codes, text, arm.renewal) for codes in drawn]
+    if arm.renewal: return pipe.decode(renewed(pipe.prior, drawn[0], text, arm.renewal))
     if arm.candidates == 1: return pipe.decode(drawn[0])
-    drawn = torch.stack(drawn)
     likings = torch.stack([caption_nats(pipe.prior, codes, text) for codes in drawn])                # (k, B)
     return pipe.decode(drawn[likings.argmin(0), torch.arange(len(captions))])
 

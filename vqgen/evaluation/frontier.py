@@ -50,8 +50,8 @@ class FaceTrial:
         freedom = diversity(grouped(seen, self.pictures), self.wanted, random.Random(0))
         return {**self.judge.mark(seen, far, wanted), "diversity": freedom}
 
-    def of_copies(self, images, faces):
-        "The same of `images`, what codes of true pictures of `faces` give back: a ceiling."
+    def marks(self, images, faces):
+        "The figures but for diversity of `images` that should show `faces`: of reconstructions, a ceiling."
         return self.judge.accuracy(images, faces)
 
     def of_captions(self, captions, faces):
@@ -83,15 +83,15 @@ class EmojiTrial:
 
     def __call__(self, draw):
         "The figures of drawings by `draw(captions, seed)`, a dict of the `columns`."
-        marks = self.of_copies(drawn_in_parts(draw, self.captions), self.wanted)
+        marks = self.marks(drawn_in_parts(draw, self.captions), self.wanted)
         images = drawn_in_parts(draw, repeated(self.open, self.pictures))
         seen = [self.judge.attributes[place] for place in self.judge.look(images)[0]]
         groups = grouped(seen, self.pictures)
         freedom = emoji_diversity(groups, self.asked, self.judge.attributes, random.Random(0))
         return {**marks, "diversity": freedom}
 
-    def of_copies(self, images, faces):
-        "The same, but for diversity, of `images` that should show `faces`."
+    def marks(self, images, faces):
+        "The figures but for diversity of `images` that should show `faces`: of reconstructions, a ceiling."
         nearest, _, from_training = self.judge.look(images)
         marks = {**self.judge.mark(nearest, faces), "from_training": from_training.median().item()}
         if self.second is None: return marks
