@@ -98,6 +98,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vqgen.data.avatars._in_words': ('data.avatars.html#_in_words', 'vqgen/data/avatars.py'),
                                     'vqgen.data.avatars._known_words': ('data.avatars.html#_known_words', 'vqgen/data/avatars.py'),
                                     'vqgen.data.avatars._options': ('data.avatars.html#_options', 'vqgen/data/avatars.py'),
+                                    'vqgen.data.avatars._phrase_pattern': ('data.avatars.html#_phrase_pattern', 'vqgen/data/avatars.py'),
                                     'vqgen.data.avatars._phrases': ('data.avatars.html#_phrases', 'vqgen/data/avatars.py'),
                                     'vqgen.data.avatars._says_no': ('data.avatars.html#_says_no', 'vqgen/data/avatars.py'),
                                     'vqgen.data.avatars._slip': ('data.avatars.html#_slip', 'vqgen/data/avatars.py'),
