@@ -1,12 +1,18 @@
 "Widgets are moved as by a hand, by values and clicks: pictures change as they should, and only so."
 import io
+import re
+import subprocess
+import sys
+from types import ModuleType
 
 import nbformat
 import pytest
 import torch
+from packaging.requirements import Requirement
 from paths import ROOT
 from PIL import Image, ImageChops
 from sentences import complaints
+from test_export_sync import settings
 from tiny import refusal
 
 from vqgen.errors import VQGenError
@@ -301,6 +307,24 @@ def test_a_reader_gets_the_widget_and_a_file_a_still(pipe, monkeypatch, reader):
     assert isinstance(show(widget), Image.Image)
     monkeypatch.setenv(reader, "a session")
     assert show(widget) is widget
+
+
+def test_a_reader_on_colab_gets_the_widget(monkeypatch):
+    for name in widgets.READERS: monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    assert show(widget := ipywidgets.VBox()) is widget
+
+
+def test_without_ipywidgets_it_is_said_what_to_install():
+    code = "import sys; sys.modules['ipywidgets'] = None; import vqgen.widgets"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "VQGenError" in result.stderr and "`pip install ipywidgets`" in result.stderr.splitlines()[-1]
+
+
+def test_the_extra_takes_what_colab_has():
+    [wanted] = map(Requirement, settings()["widgets_requirements"].split())
+    held = re.search(rf"^{wanted.name}==(.*)$", (ROOT / "tests" / "data" / "colab.txt").read_text("utf-8"), re.M)
+    assert wanted.specifier.contains(held[1])
 
 
 def test_a_still_is_of_now(pipe):

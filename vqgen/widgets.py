@@ -354,7 +354,7 @@ def lit_picture(image, weights, side=256):
     return image_grid(((image + 1) * (0.15 + 0.85 * light) - 1)[None], scale=max(1, side // image.shape[-1]))
 
 # %% ../nbs/51_widgets.ipynb #5100002b
-WAYS = {"places that this word reads": 1, "places that hear this word": 0}
+WAYS = [("places that this word reads", 1), ("places that hear this word", 0)]
 COLOURFUL = "a person with curly green hair, tan skin, a red hat and a yellow background"
 
 def attention_widget(pipe, caption=COLOURFUL, seed=0):
