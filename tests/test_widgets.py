@@ -323,7 +323,8 @@ def test_without_ipywidgets_it_is_said_what_to_install():
 
 def test_the_extra_takes_what_colab_has():
     [wanted] = map(Requirement, settings()["widgets_requirements"].split())
-    held = re.search(rf"^{wanted.name}==(.*)$", (ROOT / "tests" / "data" / "colab.txt").read_text("utf-8"), re.M)
+    listed = (ROOT / "tests" / "data" / "colab.txt").read_text("utf-8")
+    held = re.search(rf"^{wanted.name}==(.*)$", listed, re.MULTILINE)
     assert wanted.specifier.contains(held[1])
 
 
