@@ -151,8 +151,9 @@ def imported_modules(node):
 
 
 def test_imports_are_required():
-    "What the package imports, anywhere, stands in settings.ini; the extra `distances` may be missing here."
-    names = settings()["requirements"] + " " + settings()["distances_requirements"]
+    "What the package imports, anywhere, stands in settings.ini; those of the extras may be missing here."
+    extras = (settings()[f"{extra}_requirements"] for extra in ("distances", "widgets"))
+    names = " ".join([settings()["requirements"], *extras])
     required = set(map(plain, names.split()))
     owners = packages_distributions()
     for path in (ROOT / "vqgen").rglob("*.py"):
