@@ -42,7 +42,7 @@ export: $(VENV)/.dev  ## after an edit: notebooks -> vqgen/ and README.md
 notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep what they print; NB="60_data.datasets 83_viz" for some
 	$(RUN) nbdev_export
 	cd nbs && for name in $(NB); do $(RUN) TQDM_DISABLE=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.timeout=-1 $$name.ipynb || exit 1; done
+		--ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.store_widget_state=False $$name.ipynb || exit 1; done
 	$(MAKE) export
 
 trained: $(VENV)/.dev  ## train the models that the package brings anew (about an hour), and put them there

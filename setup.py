@@ -50,7 +50,8 @@ setup(
     package_data={"vqgen": ["py.typed", "configs/*.yaml", "drawings/*", "trained/*/*", "trained/*/*/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "bench", "distances")},
+    extras_require={name: settings[f"{name}_requirements"].split()
+                    for name in ("dev", "bench", "distances", "widgets")},
     entry_points={"console_scripts": settings["console_scripts"].splitlines()},
     zip_safe=False,
 )

@@ -66,6 +66,24 @@ def test_notebooks_are_clean(copy):
     assert not dirty, f"{dirty} hold what nbdev_clean removes: run `make export`"
 
 
+FOLDED = {"cellView": "form", "collapsed": True,                             # Colab; the output
+          "jupyter": {"outputs_hidden": True, "source_hidden": True}, "tags": ["hide-cell"]}
+
+
+@by_name
+def test_answers_are_folded(path):
+    "A notebook with exercises ends with a recap, two answers that are run and folded, and the way on."
+    cells = nbformat.read(path, as_version=4).cells
+    heads = [cell.source.split("\n")[0] for cell in cells]
+    if "## Exercises" not in heads: pytest.skip("no exercises yet")
+    ending = ["## Recap", "## Exercises", "# @title Answer 1", "**2. ", "# @title Answer 2", "Next: "]
+    assert all(head.startswith(start) for head, start in zip(heads[-6:], ending)), heads[-6:]
+    assert len(re.findall(r"^Next: ", "\n".join(cell.source for cell in cells), re.MULTILINE)) == 1
+    assert sum(line.startswith("- ") for line in cells[-6].source.split("\n")) == 3
+    for cell in (cells[-4], cells[-2]):
+        assert cell.metadata == FOLDED and cell.outputs, f"not as in the other notebooks: {cell.source[:17]}"
+
+
 def test_readme_is_current():
     assert (ROOT / "README.md").read_text("utf-8") == readme_text(), "README.md is stale: run `make export`"
 
@@ -151,8 +169,9 @@ def imported_modules(node):
 
 
 def test_imports_are_required():
-    "What the package imports, anywhere, stands in settings.ini; the extra `distances` may be missing here."
-    names = settings()["requirements"] + " " + settings()["distances_requirements"]
+    "What the package imports, anywhere, stands in settings.ini; those of the extras may be missing here."
+    extras = (settings()[f"{extra}_requirements"] for extra in ("distances", "widgets"))
+    names = " ".join([settings()["requirements"], *extras])
     required = set(map(plain, names.split()))
     owners = packages_distributions()
     for path in (ROOT / "vqgen").rglob("*.py"):

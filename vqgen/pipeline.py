@@ -6,8 +6,9 @@
 __all__ = ['ELSEWHERE', 'PRECISIONS', 'is_run', 'shipped_runs', 'find_run', 'prior_name', 'load_run', 'whole_number',
            'seeded_generators', 'picture_generators', 'check_captions', 'read_captions', 'image_side', 'picture_image',
            'check_range', 'to_images', 'mask_grid', 'open_codes', 'check_options', 'stream_codes', 'draw_pictures',
-           'inpaint_picture', 'check_grid', 'encode_images', 'decode_codes', 'reconstruct_images', 'write_captions',
-           'compile_models', 'describe_pipeline', 'to_available', 'check_precision', 'move_models', 'Pipeline']
+           'inpaint_codes', 'inpaint_picture', 'check_grid', 'encode_images', 'decode_codes', 'reconstruct_images',
+           'write_captions', 'compile_models', 'describe_pipeline', 'to_available', 'check_precision', 'move_models',
+           'Pipeline']
 
 # %% ../nbs/50_pipeline.ipynb #9f2da388
 import itertools
@@ -303,30 +304,38 @@ def draw_pictures(pipeline, prompt, num_images=1, seed=0, generator=None, callba
     return [to_pil(image) for image in images]
 
 # %% ../nbs/50_pipeline.ipynb #50000022
-def inpaint_picture(pipeline, image, mask, caption, seed=0, num_images=1, generator=None, callback=None,
-                    **options):
+def inpaint_codes(pipeline, codes, chosen, caption, seed=0, num_images=1, **options):
+    """Codes (`num_images`, h, w): `codes` (1, h, w) with those that are `chosen`, bool (h, w), drawn anew.
+
+    They are drawn as `caption`, of the whole picture, says; all others stay as they are. All else is as for
+    the `codes` of a pipeline. Raises `VQGenError` for a prior that cannot, and what makes no sense.
+    """
+    prior, count = pipeline.prior, whole_number(num_images, "num_images", 1)
+    if not hasattr(prior, "mask_id"):
+        raise VQGenError(f"{type(prior).__name__} draws code after code and cannot hear what comes later: "
+                         "use the prior cftn or cftn-v2 to inpaint")
+    if "given" in options: raise VQGenError("what is given follows from picture and mask: leave given out")
+    given = codes.masked_fill(chosen, -1).repeat(count, 1, 1)                                    # (B, h, w)
+    return pipeline.codes([caption] * count, seed, given=given, **options)
+
+def inpaint_picture(pipeline, image, mask, caption, seed=0, num_images=1, **options):
     """A list of `num_images` PIL pictures: `image`, the part under `mask` painted anew as `caption` says.
 
     `image` is a PIL picture or a tensor (1, 3, H, W) in [-1, 1]; `mask` a PIL picture of any size, white
     where to paint, or bool (h, w), one for each code; `caption` is of the whole picture. All else is as when
     a pipeline is called. Raises `VQGenError` for a prior that cannot, and what makes no sense.
     """
-    prior, count = pipeline.prior, whole_number(num_images, "num_images", 1)
-    if not hasattr(prior, "mask_id"):
-        raise VQGenError(f"{type(prior).__name__} draws code after code and cannot hear what comes later: "
-                         "use the prior cftn or cftn-v2 to inpaint")
     if not isinstance(caption, str):
         raise VQGenError("give the picture, the mask, and then one caption, a string, of the whole picture")
-    if "given" in options: raise VQGenError("what is given follows from picture and mask: leave given out")
     if isinstance(image, Image.Image): image = ImageOps.exif_transpose(image)
     images = to_images(pipeline, image)
     if len(images) != 1: raise VQGenError(f"give one picture at a time, not {len(images)}")
     size = image.size if isinstance(image, Image.Image) else (images.shape[3], images.shape[2])
     codes = encode_images(pipeline, images)                                                      # (1, h, w)
     check_grid(pipeline, codes)
-    given = codes.masked_fill(open_codes(pipeline, mask, size), -1).repeat(count, 1, 1)          # (B, h, w)
-    options |= {"seed": seed, "generator": generator, "callback": callback, "given": given}
-    return [to_pil(image) for image in pipeline.images([caption] * count, **options)]
+    codes = inpaint_codes(pipeline, codes, open_codes(pipeline, mask, size), caption, seed, num_images,
+                          **options)                                                             # (B, h, w)
+    return [to_pil(image) for image in pipeline.decode(codes)]
 
 # %% ../nbs/50_pipeline.ipynb #50000007
 def check_grid(pipeline, codes):

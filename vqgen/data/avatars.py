@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'HELD_OUT', 'sample_attributes', 'complete_parts', 'choose_parts', 'part_values', 'render_svg',
-           'draw_parts', 'make_avatar', 'join_phrases', 'caption_of', 'redraw_attributes', 'read_caption',
-           'casual_phrases', 'casual_caption', 'hash_order', 'hold_out', 'held_out_triples', 'avatar_examples']
+           'draw_parts', 'make_avatar', 'join_phrases', 'caption_of', 'redraw_attributes', 'casual_phrases',
+           'casual_caption', 'read_caption', 'hash_order', 'hold_out', 'held_out_triples', 'avatar_examples']
 
 # %% ../../nbs/61_data.avatars.ipynb #a9fcfe00
 import hashlib
@@ -192,21 +192,6 @@ def redraw_attributes(face, rng):
         other = sample_attributes(rng)
         if all(other[name] == known[name] for name in tied): return {**other, **known}
 
-# %% ../../nbs/61_data.avatars.ipynb #01a00008
-def read_caption(text):
-    "The attributes that a caption such as `caption_of` makes states, a dict; what else it says is left out."
-    one_of = {name: "|".join(values) for name, values in ATTRIBUTES.items()}
-    phrases = {
-        "skin": rf"({one_of['skin']}) skin", "mouth": rf"\b({one_of['mouth']}) mouth",
-        "clothes": rf"({one_of['clothes']}) clothes", "background": rf"({one_of['background']}) background",
-        "eyewear": r"(no glasses|sunglasses|glasses)", "hat": rf"\b({one_of['hat']}|no) hat",
-        "hair_style": rf"\b({one_of['hair_style']})\b",
-        "hair_color": rf"({one_of['hair_color']}) (?:hair|mohawk|pigtails)",
-    }
-    found = {name: re.search(phrase, text) for name, phrase in phrases.items()}
-    said = {name: match[1] for name, match in found.items() if match}
-    return {name: "none" if value in ("no", "no glasses") else value for name, value in said.items()}
-
 # %% ../../nbs/61_data.avatars.ipynb #01a00011
 _WORDS = {
     "skin": {"light": "light, pale, fair", "tan": "tan, tanned, olive", "brown": "brown, dark"},
@@ -380,6 +365,22 @@ def casual_caption(attributes, rng):
     """
     text, stated = _composed(attributes, rng)
     return _typed(text, rng), stated
+
+# %% ../../nbs/61_data.avatars.ipynb #01a00008
+@cache
+def _phrase_pattern():
+    "What finds the phrases that have a meaning, the longest first, as whole words."
+    longest_first = sorted(dict(casual_phrases()), key=len, reverse=True)
+    return re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, longest_first))})(?![\w-])")
+
+def read_caption(text):
+    """The attributes that a caption such as `caption_of` or `casual_caption` makes states, a dict.
+
+    What else it says is left out; where it contradicts itself, the first word counts.
+    """
+    plain, said = re.sub(r"\ban? ", "", text.lower()).replace("without ", "no "), {}
+    for phrase in _phrase_pattern().findall(plain): said = {**dict(casual_phrases())[phrase], **said}
+    return said
 
 # %% ../../nbs/61_data.avatars.ipynb #bcf6fcef
 def hash_order(groups):
