@@ -37,6 +37,7 @@ lab: $(VENV)/.dev  ## open JupyterLab at the index of the notebooks
 export: $(VENV)/.dev  ## after an edit: notebooks -> vqgen/ and README.md
 	$(RUN) nbdev_export
 	$(RUN) nbdev_clean
+	$(RUN) python tools/minutes.py
 	$(RUN) python tools/readme.py
 
 notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep what they print; NB="60_data.datasets 83_viz" for some

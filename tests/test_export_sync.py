@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from minutes import lines_of_code, paths, words, written
 from paths import NOTEBOOKS, ROOT
 from readme import LINK, from_root, readme_text
 
@@ -106,6 +107,22 @@ def test_readme_links_are_rewritten():
 def test_index_lists_every_notebook():
     index = (ROOT / "nbs" / "index.ipynb").read_text("utf-8")
     assert not [path.name for path in NOTEBOOKS if path.stem != "index" and f"({path.name})" not in index]
+
+
+def test_minutes_are_current():
+    "00_start says how long each notebook of its paths takes; counted anew it is about the same."
+    counted = paths(ROOT)
+    rows = re.findall(r"^\| \[(.*?)\].*? \| (\d*) \| (\d+) \|$", written(ROOT)[1].source, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(counted), "run `make export`"
+    for name, *found in rows:
+        for said, minutes in zip(found, counted[name]):
+            assert bool(said) == bool(minutes) and abs(int(said or 0) - (minutes or 0)) < 6, (
+                f"{name} takes {minutes:.0f} minutes, not {said}: run `make export`")
+
+
+def test_minutes_count_what_is_read():
+    assert words("| a word | [two](b.ipynb) |") == 3
+    assert lines_of_code("#| export\nimport os\n\nfrom math import pi\n    import re\nprint(pi)\n# why") == 2
 
 
 def test_test_flags_agree():
