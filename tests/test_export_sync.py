@@ -76,7 +76,7 @@ def test_answers_are_folded(path):
     "A notebook with exercises ends with a recap, two answers that are run and folded, and the way on."
     cells = nbformat.read(path, as_version=4).cells
     heads = [cell.source.split("\n")[0] for cell in cells]
-    if "## Exercises" not in heads: pytest.skip("no exercises yet")
+    if path.stem == "index": return
     ending = ["## Recap", "## Exercises", "# @title Answer 1", "**2. ", "# @title Answer 2", "Next: "]
     assert all(head.startswith(start) for head, start in zip(heads[-6:], ending)), heads[-6:]
     assert len(re.findall(r"^Next: ", "\n".join(cell.source for cell in cells), re.MULTILINE)) == 1
