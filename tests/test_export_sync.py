@@ -73,7 +73,7 @@ FOLDED = {"cellView": "form", "collapsed": True,                             # C
 
 @by_name
 def test_answers_are_folded(path):
-    "A notebook with exercises ends with a recap, two answers that are run and folded, and the way on."
+    "Each notebook but the index ends with a recap, two answers that are run and folded, and the way on."
     cells = nbformat.read(path, as_version=4).cells
     heads = [cell.source.split("\n")[0] for cell in cells]
     if path.stem == "index": return
