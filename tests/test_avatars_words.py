@@ -23,6 +23,7 @@ from vqgen.data.avatars import (
     choose_parts,
     held_out_triples,
     read_caption,
+    read_phrases,
     sample_attributes,
 )
 from vqgen.data.datasets import data_fingerprint, load_data
@@ -61,6 +62,7 @@ def test_captions_state_what_they_say():
     for face, rng in some_faces(4000):
         text, stated = _composed(face, rng)
         assert read_caption(text) == {name: face[name] for name in stated}, text
+        for said in read_phrases(text): assert said.items() <= face.items(), text   # none contradicts another
         assert stated == [name for name in ATTRIBUTES if name in stated]
         counts[len(stated)] += 1
     assert counts.keys() == set(range(1, 7)) and min(counts.values()) > 200

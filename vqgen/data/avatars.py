@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'HELD_OUT', 'sample_attributes', 'complete_parts', 'choose_parts', 'part_values', 'render_svg',
            'draw_parts', 'make_avatar', 'join_phrases', 'caption_of', 'redraw_attributes', 'casual_phrases',
-           'casual_caption', 'read_caption', 'hash_order', 'hold_out', 'held_out_triples', 'avatar_examples']
+           'casual_caption', 'read_phrases', 'read_caption', 'hash_order', 'hold_out', 'held_out_triples',
+           'avatar_examples']
 
 # %% ../../nbs/61_data.avatars.ipynb #a9fcfe00
 import hashlib
@@ -368,18 +369,25 @@ def casual_caption(attributes, rng):
 
 # %% ../../nbs/61_data.avatars.ipynb #01a00008
 @cache
-def _phrase_pattern():
-    "What finds the phrases that have a meaning, the longest first, as whole words."
-    longest_first = sorted(dict(casual_phrases()), key=len, reverse=True)
-    return re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, longest_first))})(?![\w-])")
+def _phrase_reader():
+    "What each phrase that has a meaning says, and what finds these in a text, the longest first."
+    meanings = dict(casual_phrases())
+    longest_first = sorted(meanings, key=len, reverse=True)
+    return meanings, re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, longest_first))})(?![\w-])")
+
+def read_phrases(text):
+    "What the phrases of a caption say, one after the other: a list of dicts of attributes."
+    meanings, pattern = _phrase_reader()
+    plain = re.sub(r"\ban? ", "", text.lower()).replace("without ", "no ")
+    return [meanings[phrase] for phrase in pattern.findall(plain)]
 
 def read_caption(text):
     """The attributes that a caption such as `caption_of` or `casual_caption` makes states, a dict.
 
     What else it says is left out; where it contradicts itself, the first word counts.
     """
-    plain, said = re.sub(r"\ban? ", "", text.lower()).replace("without ", "no "), {}
-    for phrase in _phrase_pattern().findall(plain): said = {**dict(casual_phrases())[phrase], **said}
+    said = {}
+    for found in read_phrases(text): said = {**found, **said}
     return said
 
 # %% ../../nbs/61_data.avatars.ipynb #bcf6fcef
