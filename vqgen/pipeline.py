@@ -8,7 +8,7 @@ __all__ = ['ELSEWHERE', 'PRECISIONS', 'is_run', 'shipped_runs', 'find_run', 'pri
            'check_range', 'to_images', 'mask_grid', 'open_codes', 'check_options', 'stream_codes', 'draw_pictures',
            'inpaint_codes', 'inpaint_picture', 'check_grid', 'encode_images', 'decode_codes', 'reconstruct_images',
            'write_captions', 'compile_models', 'describe_pipeline', 'to_available', 'check_precision', 'move_models',
-           'Pipeline']
+           'Pipeline', 'watch_bridges', 'token_names']
 
 # %% ../nbs/50_pipeline.ipynb #9f2da388
 import itertools
@@ -28,6 +28,7 @@ from .errors import VQGenError
 from .files import fingerprint
 from .hub import fetch_run, is_hub_id, push_run, read_origin, save_run
 from .placement import best_device
+from .priors.blocks import attention_weights
 from .priors.build import PRIORS, check_prior_name
 from .priors.text import check_tokenizer, load_encoder, load_tokenizer, tokenize, unseen_words
 from .training.checkpoints import load_model, read_description
@@ -496,3 +497,31 @@ class Pipeline:
     compile = compile_models
     save_pretrained, push_to_hub = save_run, push_run
     __repr__ = describe_pipeline
+
+# %% ../nbs/50_pipeline.ipynb #50000041
+@torch.no_grad()
+def watch_bridges(pipe, caption, seed=0, given=None):
+    """One pass for `caption`, its L bridges watched: codes (1, h, w), and two tensors of attention weights.
+
+    `heard` (L, T, h, w) says how much of each of T tokens a place hears, `read` (L, T, h, w) how much of each
+    place a token reads; means over the heads. `given` (1, h, w) are codes that stay. Raises `VQGenError` for
+    a prior without bridges.
+    """
+    if not hasattr(pipe.prior, "bridges"):
+        raise VQGenError(f"{type(pipe.prior).__name__} has no bridges to watch: use the prior cftn-v2")
+    heard, read = [], []
+    def look(bridge, inputs, output):
+        words, patches = bridge.text_norm(inputs[0]), bridge.image_norm(inputs[1])
+        heard.append(attention_weights(bridge.image_attention, patches, words)[0].mean(0).T)     # (T, N)
+        read.append(attention_weights(bridge.text_attention, words, patches)[0].mean(0))         # (T, N)
+    hooks = [bridge.register_forward_hook(look) for bridge in pipe.prior.bridges]
+    try: codes = pipe.codes([caption], seed, given=given, steps=1, guidance_scale=1)
+    finally:
+        for hook in hooks: hook.remove()
+    shape = (pipe.prior.shape.grid_size,) * 2
+    return codes, *(torch.stack(weights).float().cpu().unflatten(2, shape) for weights in (heard, read))
+
+def token_names(pipe, caption):
+    "The tokens (T) of `caption` as they may be shown, a list of strings."
+    ids = tokenize(pipe.tokenizer, [caption]).input_ids[0]
+    return [token.lstrip("▁") for token in pipe.tokenizer.convert_ids_to_tokens(ids)]

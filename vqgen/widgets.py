@@ -7,8 +7,7 @@ __all__ = ['PAPER', 'INK', 'READERS', 'CAPTION', 'SLIDERS', 'WIDE', 'WAYS', 'COL
            'beside', 'parts', 'control', 'grid_still', 'part_still', 'still', 'is_read_live', 'show', 'option_sliders',
            'caption_box', 'panel', 'draw_widget', 'code_picture', 'codes_and_picture', 'rounds_widget', 'swap_code',
            'pixel_colours', 'button_grid', 'mark_buttons', 'codes_widget', 'patch_colours', 'inpaint_widget',
-           'watch_bridges', 'token_names', 'lit_picture', 'attention_widget', 'colour_points', 'follow_codes',
-           'ways_picture', 'codebook_widget']
+           'lit_picture', 'attention_widget', 'colour_points', 'follow_codes', 'ways_picture', 'codebook_widget']
 
 # %% ../nbs/51_widgets.ipynb #51000004
 import html
@@ -24,9 +23,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors import VQGenError
-from .pipeline import inpaint_codes, open_codes
-from .priors.blocks import attention_weights
-from .priors.text import tokenize
+from .pipeline import inpaint_codes, open_codes, token_names, watch_bridges
 from .viz import code_map, image_grid, paint, to_pil
 from .vqvae.quantizer import VectorQuantizerEMA, nearest_codes, start_codes, update_codes
 
@@ -321,33 +318,6 @@ def inpaint_widget(pipe, caption="a person with long red hair and a purple backg
     return panel([words, grid, wished, number, paint_button, clear_button], [picture], note)
 
 # %% ../nbs/51_widgets.ipynb #51000029
-@torch.no_grad()
-def watch_bridges(pipe, caption, seed=0, given=None):
-    """One pass for `caption`, its L bridges watched: codes (1, h, w), and two tensors of attention weights.
-
-    `heard` (L, T, h, w) says how much of each of T tokens a place hears, `read` (L, T, h, w) how much of each
-    place a token reads; means over the heads. `given` (1, h, w) are codes that stay. Raises `VQGenError` for
-    a prior without bridges.
-    """
-    if not hasattr(pipe.prior, "bridges"):
-        raise VQGenError(f"{type(pipe.prior).__name__} has no bridges to watch: use the prior cftn-v2")
-    heard, read = [], []
-    def look(bridge, inputs, output):
-        words, patches = bridge.text_norm(inputs[0]), bridge.image_norm(inputs[1])
-        heard.append(attention_weights(bridge.image_attention, patches, words)[0].mean(0).T)     # (T, N)
-        read.append(attention_weights(bridge.text_attention, words, patches)[0].mean(0))         # (T, N)
-    hooks = [bridge.register_forward_hook(look) for bridge in pipe.prior.bridges]
-    try: codes = pipe.codes([caption], seed, given=given, steps=1, guidance_scale=1)
-    finally:
-        for hook in hooks: hook.remove()
-    shape = (pipe.prior.shape.grid_size,) * 2
-    return codes, *(torch.stack(weights).float().cpu().unflatten(2, shape) for weights in (heard, read))
-
-def token_names(pipe, caption):
-    "The tokens (T) of `caption` as they may be shown, a list of strings."
-    ids = tokenize(pipe.tokenizer, [caption]).input_ids[0]
-    return [token.lstrip("▁") for token in pipe.tokenizer.convert_ids_to_tokens(ids)]
-
 def lit_picture(image, weights, side=256):
     "`image` (3, H, W) in [-1, 1] as a Pillow picture, the darker the smaller `weights` (h, w) are there."
     light = F.interpolate((weights / weights.max())[None, None], size=image.shape[-2:])[0]       # (1, H, W)
