@@ -23,7 +23,7 @@ from vqgen.priors.brain import (
 )
 from vqgen.priors.build import new_prior
 from vqgen.priors.sampling import halton_order
-from vqgen.priors.text import BOS, EOS, PAD, Text, tokenize, train_tokenizer
+from vqgen.priors.text import BOS, EOS, PAD, Text, pad, tokenize, train_tokenizer
 from vqgen.training.checkpoints import load_model, save_model
 from vqgen.vqvae.model import VQVAE
 
@@ -563,6 +563,15 @@ def test_captions_by_hand(wavering):
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
     by_hand = [row[1:row.index(EOS)] if EOS in row else row[1:] for row in ids.tolist()]
     assert wavering.caption(grids(4)) == by_hand
+
+
+def test_what_captions_cost_by_hand(wavering):
+    "Word by word, each given those before it and the picture; padding costs nothing."
+    text = pad([[BOS, 5, 7, EOS], [BOS, 6, EOS], [BOS, EOS], [BOS, 4, 4, EOS]])
+    with torch.no_grad(): chances = next_word(wavering, grids(4).flatten(1), text.input_ids).log_softmax(-1)
+    rows = [row[:length] for row, length in zip(text.input_ids.tolist(), text.lengths)]
+    by_hand = [-sum(chances[i, t, row[t + 1]] for t in range(len(row) - 1)) for i, row in enumerate(rows)]
+    torch.testing.assert_close(wavering.caption_nats(grids(4), text), torch.stack(by_hand))
 
 
 def test_drawn_captions_come_from_their_own_generators(wavering, memory):

@@ -17,7 +17,7 @@ from tiny import CONFIG, coded, refusal, splits
 
 from vqgen.config import section_key
 from vqgen.pictures import check_out
-from vqgen.pipeline import Pipeline, find_run, load_run, mask_grid, seeded_generators
+from vqgen.pipeline import Pipeline, find_run, load_run, mask_grid, read_captions, seeded_generators
 from vqgen.priors.build import PRIORS, new_prior
 from vqgen.viz import show_captioned
 
@@ -189,6 +189,23 @@ def test_its_options_have_names():
     assert {"steps", "temperature", "top_k", "top_p", "guidance_scale", "generator", "seed"} <= names.keys()
     pipe = pipeline("cftn")
     assert pipe(CAPTIONS[0], steps=2)[0].tobytes() == pipe(CAPTIONS[0], steps=2, top_k=None)[0].tobytes()
+
+
+def test_candidates_are_chosen_by_what_the_caption_costs():
+    "The first is the picture without the others; alone or in a batch the same is kept, and codes stay."
+    pipe = pipeline("cftn-v2")
+    text = read_captions(pipe, CAPTIONS)
+    plain = pipe.codes(CAPTIONS, seed=5)
+    best = [pipe.codes(CAPTIONS, seed=5, candidates=count) for count in (1, 2, 6)]
+    costs = torch.stack([pipe.prior.caption_nats(codes, text) for codes in best])
+    assert best[0].equal(plain) and (costs.diff(dim=0) <= 1e-5).all() and (costs[2] < costs[0]).all()
+    assert pipe.codes(CAPTIONS[1:], seed=6, candidates=6).equal(best[2][1:])
+    given = plain.masked_fill(torch.eye(4, dtype=torch.bool), -1)
+    kept = pipe.codes(CAPTIONS, seed=5, candidates=3, given=given)
+    assert kept[given >= 0].equal(plain[given >= 0])
+    for wrong in (0, 1.5, "all"): assert "candidates" in refusal(pipe.codes, CAPTIONS, candidates=wrong)
+    assert "cftn-v2" in refusal(pipeline("cftn").codes, CAPTIONS, candidates=2)
+    assert "callback" in refusal(pipe.codes, CAPTIONS, candidates=2, callback=print)
 
 
 def test_a_generator_wins_over_the_seed():

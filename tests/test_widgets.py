@@ -78,7 +78,7 @@ def test_the_same_controls_show_the_same_picture(pipe):
     widget = widgets.draw_widget(pipe)
     first = shown(widget)
     for name, value in {"seed": 9, "temperature": 2.0, "top_p": 0.05, "guidance_scale": 5.0, "steps": 16,
-                        "candidates": 2, "caption": LONG}.items():
+                        "candidates": 8, "pictures": 2, "caption": LONG}.items():
         before = control(widget, name).value
         control(widget, name).value = value
         assert shown(widget) != first, name
@@ -86,7 +86,7 @@ def test_the_same_controls_show_the_same_picture(pipe):
         assert shown(widget) == first and not said(widget), name
 
 
-def test_candidates_are_of_seeds_that_follow(pipe):
+def test_pictures_are_of_seeds_that_follow(pipe):
     "The second of seed 0 is the first of seed 1, and what is shown is what the library draws."
     widget = widgets.draw_widget(pipe)
     width = (picture(widget).width - 6) // 4                          # 2 pixels of paper between two

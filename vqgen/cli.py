@@ -6,13 +6,14 @@
 __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOption', 'FreshOption', 'SeedOption', 'VersionOption',
            'ModelArgument', 'PriorOption', 'StageOption', 'NewRunOption', 'OriginOption', 'CaptionsArgument',
            'CountOption', 'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption',
-           'GuidanceOption', 'OutOption', 'OverwriteOption', 'SingleOption', 'FilmOption', 'TrackingOption',
-           'TrackerOption', 'ProjectOption', 'PicturesArgument', 'WordTemperatureOption', 'WordTopPOption',
-           'PictureArgument', 'CaptionArgument', 'MaskOption', 'FIGURES', 'HeldOutOption', 'PublishedOption',
-           'SheetOption', 'DemoRunOption', 'RunArgument', 'RepoArgument', 'PrivateOption', 'hyphenated', 'option',
-           'example', 'show_versions', 'common', 'model_names', 'check_model', 'parse_overrides', 'in_options', 'train',
-           'all_captions', 'open_tracking', 'track', 'draw', 'save_drawings', 'generate', 'caption', 'inpaint',
-           'reconstruct', 'print_figures', 'evaluate', 'data', 'demo', 'show_config', 'push', 'main']
+           'GuidanceOption', 'CandidatesOption', 'OutOption', 'OverwriteOption', 'SingleOption', 'FilmOption',
+           'TrackingOption', 'TrackerOption', 'ProjectOption', 'PicturesArgument', 'WordTemperatureOption',
+           'WordTopPOption', 'PictureArgument', 'CaptionArgument', 'MaskOption', 'FIGURES', 'HeldOutOption',
+           'PublishedOption', 'SheetOption', 'DemoRunOption', 'RunArgument', 'RepoArgument', 'PrivateOption',
+           'hyphenated', 'option', 'example', 'show_versions', 'common', 'model_names', 'check_model',
+           'parse_overrides', 'in_options', 'train', 'all_captions', 'open_tracking', 'track', 'draw', 'save_drawings',
+           'generate', 'caption', 'inpaint', 'reconstruct', 'print_figures', 'evaluate', 'data', 'demo', 'show_config',
+           'push', 'main']
 
 # %% ../nbs/87_cli.ipynb #7ac95e75
 import contextlib
@@ -181,6 +182,8 @@ TopKOption = Annotated[Optional[int], option("Draw from so many of the likeliest
 TopPOption = Annotated[
     Optional[float], option("Draw from the likeliest codes that have this probability together.")]
 GuidanceOption = Annotated[Optional[float], option("Above 1 follows the caption harder, at twice the work.")]
+CandidatesOption = Annotated[
+    Optional[int], option("For cftn-v2: draw so many for each picture, keep what it captions best.")]
 OutOption = Annotated[
     Optional[Path], option("A .png, .jpg or .webp file; by default a new one in <run>/samples.")]
 OverwriteOption = Annotated[bool, option("Let --out replace a file that is there.", "--overwrite")]
@@ -207,14 +210,12 @@ def track(tracking, run, kind, images, captions, facts):
     from vqgen.training.tracking import track_generation
     track_generation(tracking, samples_folder(run), kind, images, captions, {"run": str(run), **facts})
 
-def draw(pipeline, captions, seed, options):
-    """`(images, rounds, milliseconds)`: what `pipeline` draws for `captions`, one image for each.
-
-    `rounds` are its codes after each round; `milliseconds` are for one image.
-    """
-    rounds, start = [], time.perf_counter()
-    images = pipeline.images(captions, seed, callback=lambda step, codes: rounds.append(codes), **options)
-    return images, rounds, 1000 * (time.perf_counter() - start) / len(images)
+def draw(pipeline, captions, seed, options, callback=None):
+    """`(images, milliseconds)`: what `pipeline` draws for `captions`, one image for each, and the time for
+    one; each round goes to `callback`."""
+    start = time.perf_counter()
+    images = pipeline.images(captions, seed, callback=callback, **options)
+    return images, 1000 * (time.perf_counter() - start) / len(images)
 
 def save_drawings(pictures, outs, captions, seed, facts, folder):
     """Save each of the Pillow `pictures` to the file that `outs`, a list, has for it.
@@ -232,10 +233,10 @@ def save_drawings(pictures, outs, captions, seed, facts, folder):
 def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: PriorOption = None,
              num_images: CountOption = 4, seed: SeedOption = 0, steps: StepsOption = None,
              temperature: TemperatureOption = None, top_k: TopKOption = None, top_p: TopPOption = None,
-             guidance_scale: GuidanceOption = None, out: OutOption = None,
-             overwrite: OverwriteOption = False, single: SingleOption = False, film: FilmOption = None,
-             prompt: PromptOption = None, mode: TrackingOption = "off", tracker: TrackerOption = "wandb",
-             project: ProjectOption = "vqgen"):
+             guidance_scale: GuidanceOption = None, candidates: CandidatesOption = None,
+             out: OutOption = None, overwrite: OverwriteOption = False, single: SingleOption = False,
+             film: FilmOption = None, prompt: PromptOption = None, mode: TrackingOption = "off",
+             tracker: TrackerOption = "wandb", project: ProjectOption = "vqgen"):
     "Draw pictures of captions, a row for each. What is not said is as the prior has it by default."
     captions = all_captions(captions, prompt)
     if num_images < 1: raise VQGenError(f"--num-images must be at least 1, not {num_images}")
@@ -246,14 +247,18 @@ def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: Pri
     for path in outs: check_out(path, overwrite)
     check_out(film, overwrite, FILMS)
     if film and film in outs: raise VQGenError(f"--out and --film are both {film}: name two files")
+    if film and candidates: raise VQGenError("a film shows one drawing: leave --film or --candidates out")
     from vqgen.pipeline import Pipeline, check_captions
     from vqgen.viz import to_pil
     check_captions(captions)
     asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-             "guidance_scale": guidance_scale}
+             "guidance_scale": guidance_scale, "candidates": candidates}
     options = {name: value for name, value in asked.items() if value is not None}
     pipeline = Pipeline.from_pretrained(run, prior)
-    images, rounds, milliseconds = draw(pipeline, repeated, seed, options)
+    rounds, callback = [], None
+    if film:
+        def callback(step, codes): rounds.append(codes)
+    images, milliseconds = draw(pipeline, repeated, seed, options, callback)
     pictures = list(map(to_pil, images)) if single else [grid_picture(images, num_images)]
     facts = (captions, num_images, prior, single, options)
     save_drawings(pictures, outs, repeated, seed, facts, samples_folder(run))

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ELSEWHERE', 'PRECISIONS', 'is_run', 'shipped_runs', 'find_run', 'prior_name', 'load_run', 'whole_number',
            'seeded_generators', 'picture_generators', 'check_captions', 'read_captions', 'image_side', 'picture_image',
-           'check_range', 'to_images', 'mask_grid', 'open_codes', 'check_options', 'stream_codes', 'draw_pictures',
-           'inpaint_codes', 'inpaint_picture', 'check_grid', 'encode_images', 'decode_codes', 'reconstruct_images',
-           'write_captions', 'compile_models', 'describe_pipeline', 'to_available', 'check_precision', 'move_models',
-           'Pipeline', 'watch_bridges', 'token_names']
+           'check_range', 'to_images', 'mask_grid', 'open_codes', 'check_options', 'begin_stream', 'stream_codes',
+           'candidate_generators', 'best_codes', 'draw_pictures', 'inpaint_codes', 'inpaint_picture', 'check_grid',
+           'encode_images', 'decode_codes', 'reconstruct_images', 'write_captions', 'compile_models',
+           'describe_pipeline', 'to_available', 'check_precision', 'move_models', 'Pipeline', 'watch_bridges',
+           'token_names']
 
 # %% ../nbs/50_pipeline.ipynb #9f2da388
 import itertools
@@ -267,6 +268,16 @@ def check_options(options):
         raise VQGenError(f"give codes that stay as a tensor (B, h, w), not {type(given).__name__}")
 
 # %% ../nbs/50_pipeline.ipynb #50000025
+def begin_stream(pipeline, text, generators, options):
+    """An iterator over the codes (B, h, w) that the prior draws for `text`, a `Text` of B captions, with B
+    `generators`; `options`, a dict, as for `stream_codes`."""
+    prior, options = pipeline.prior, {name: value for name, value in options.items() if value is not None}
+    check_options(options)
+    if "steps" in options and not hasattr(prior.defaults, "steps"):
+        raise VQGenError(f"{type(prior).__name__} draws code after code: leave steps out, or use the prior "
+                         "cftn or cftn-v2")
+    return prior.stream(text, generators, **options)
+
 def stream_codes(pipeline, captions, seed=0, generator=None, **options):
     """An iterator over the codes (B, h, w), int64, as they are decided; -1 where undecided.
 
@@ -275,25 +286,48 @@ def stream_codes(pipeline, captions, seed=0, generator=None, **options):
     `guidance_scale`, of CFTN and CFTN v2 also `steps`; `given` (B, h, w) holds codes that are to stay. One
     that is None is as in the prior's `defaults`. Raises `VQGenError` where one of these makes no sense.
     """
-    prior, options = pipeline.prior, {name: value for name, value in options.items() if value is not None}
-    check_options(options)
-    if "steps" in options and not hasattr(prior.defaults, "steps"):
-        raise VQGenError(f"{type(prior).__name__} draws code after code: leave steps out, or use the prior "
-                         "cftn or cftn-v2")
     text = read_captions(pipeline, captions)
     generators = picture_generators(len(text.input_ids), seed, generator)
-    return prior.stream(text, generators, **options)
+    return begin_stream(pipeline, text, generators, options)
+
+# %% ../nbs/50_pipeline.ipynb #50a00002
+def candidate_generators(count, candidates, seed=0, generator=None):
+    "Random generators for `candidates` drawings of each of `count` images; the first are as for one drawing."
+    first, more = (picture_generators(count, seed, generator) for _ in range(2))
+    rest = (picture_generators(count, generator=more) for _ in range(candidates - 1))
+    return [*first, *itertools.chain.from_iterable(rest)]
+
+def best_codes(pipeline, captions, candidates, seed=0, generator=None, **options):
+    """The codes (B, h, w), int64, of B `captions`: of `candidates` for each those for which the caption is
+    likeliest.
+
+    All else is as for `stream_codes`. Raises `VQGenError` for a prior that cannot read.
+    """
+    prior, candidates = pipeline.prior, whole_number(candidates, "candidates", 1)
+    if not hasattr(prior, "caption_nats"):
+        raise VQGenError(f"{type(prior).__name__} only draws and cannot choose: leave candidates out, or use "
+                         "the prior cftn-v2")
+    text = read_captions(pipeline, captions)
+    count = len(text.input_ids)
+    generators = candidate_generators(count, candidates, seed, generator)
+    given = options.pop("given", None)
+    if isinstance(given, torch.Tensor): given = given.repeat(candidates, 1, 1)
+    text = text.rows([*range(count)] * candidates)
+    *_, codes = begin_stream(pipeline, text, generators, {**options, "given": given})           # (kB, h, w)
+    likeliest = prior.caption_nats(codes, text).view(candidates, count).argmin(0).cpu()         # (B,)
+    return codes.unflatten(0, (candidates, count))[likeliest, torch.arange(count)]
 
 # %% ../nbs/50_pipeline.ipynb #50000020
 def draw_pictures(pipeline, prompt, num_images=1, seed=0, generator=None, callback=None, steps=None,
-                  temperature=None, top_k=None, top_p=None, guidance_scale=None, **options):
+                  temperature=None, top_k=None, top_p=None, guidance_scale=None, candidates=1, **options):
     """A list of PIL pictures of `prompt`, a caption or a list of captions: `num_images` of each, in turn.
 
     Picture i has the random numbers of seed `seed + i`, or those of `generator`, a `torch.Generator` or a
     list of them, one a picture; `callback(step, codes)` is called with the codes (B, h, w), -1 where
-    undecided, after each round, from 0. `steps` (only of cftn and cftn-v2), `temperature`, `top_k`, `top_p`,
-    `guidance_scale` and the other `options` are, if not given, those of the prior's `defaults`. Raises
-    `VQGenError` where one of these makes no sense.
+    undecided, after each round, from 0. Each picture is the best of `candidates`, says cftn-v2, which can
+    caption them. `steps` (only of cftn and cftn-v2), `temperature`, `top_k`, `top_p`, `guidance_scale` and
+    the other `options` are, if not given, those of the prior's `defaults`. Raises `VQGenError` where one of
+    these makes no sense.
     """
     num_images = whole_number(num_images, "num_images", 1)
     if not isinstance(prompt, (str, list, tuple)):
@@ -301,7 +335,8 @@ def draw_pictures(pipeline, prompt, num_images=1, seed=0, generator=None, callba
     captions = check_captions([prompt] if isinstance(prompt, str) else prompt)
     repeated = sum(([caption] * num_images for caption in captions), [])
     images = pipeline.images(repeated, seed, generator=generator, callback=callback, steps=steps, top_k=top_k,
-                             temperature=temperature, top_p=top_p, guidance_scale=guidance_scale, **options)
+                             temperature=temperature, top_p=top_p, guidance_scale=guidance_scale,
+                             candidates=candidates, **options)
     return [to_pil(image) for image in images]
 
 # %% ../nbs/50_pipeline.ipynb #50000022
@@ -476,9 +511,15 @@ class Pipeline:
         "The precision in which the prior computes."
         return next(self.prior.parameters()).dtype
 
-    def codes(self, captions, seed=0, callback=None, **options):
-        "The codes (B, h, w), int64, at the end of `stream`, each round of which goes to `callback`."
+    def codes(self, captions, seed=0, callback=None, candidates=1, **options):
+        """The codes (B, h, w), int64, at the end of `stream`, each round of which goes to `callback`.
+
+        With more than one of `candidates` those of `best_codes`, without a callback.
+        """
         if callback and not callable(callback): raise VQGenError("callback must be a function")
+        if candidates != 1:
+            if callback: raise VQGenError("callback sees one drawing grow: leave candidates out, or callback")
+            return best_codes(self, captions, candidates, seed, **options)
         for step, codes in enumerate(self.stream(captions, seed, **options)):
             if callback: callback(step, codes)
         return codes

@@ -175,7 +175,9 @@ def draw_widget(pipe, caption=CAPTION, seed=0):
     "A container in which `pipe`, a `Pipeline`, draws while a caption is typed, and sliders are moved."
     words, number = caption_box(caption), ipywidgets.IntText(seed, description="seed")
     sliders = option_sliders(pipe.prior)
-    count = ipywidgets.IntSlider(4, min=1, max=8, description="candidates", style=WIDE)
+    if hasattr(pipe.prior, "caption_nats"):
+        sliders["candidates"] = ipywidgets.IntSlider(1, min=1, max=8, description="candidates", style=WIDE)
+    count = ipywidgets.IntSlider(4, min=1, max=8, description="pictures", style=WIDE)
     picture, note = ipywidgets.Image(), ipywidgets.HTML()
     def draw():
         options = {name: slider.value for name, slider in sliders.items()}

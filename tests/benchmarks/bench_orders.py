@@ -33,10 +33,8 @@ from vqgen.pipeline import Pipeline, find_run
 from vqgen.placement import best_device
 from vqgen.priors.blocks import Block
 from vqgen.priors.brain import (
-    caption_logits,
     code_loss,
     decide_pass,
-    image_context,
     shared_prefix,
     suffix_mask,
     teacher_forced,
@@ -44,7 +42,7 @@ from vqgen.priors.brain import (
 )
 from vqgen.priors.build import new_prior, train_prior
 from vqgen.priors.codes import CodedCaptions, encode_dataset
-from vqgen.priors.sampling import code_nats, confidence
+from vqgen.priors.sampling import confidence
 from vqgen.priors.text import drop_captions, new_tokenizer, tokenize
 from vqgen.training.checkpoints import load_model
 from vqgen.vqvae.model import VQVAE
@@ -191,24 +189,11 @@ def renewed(brain, codes, text, least):
     return found.view_as(codes)
 
 
-@torch.no_grad()
-def chosen(pipe, arm, captions, seed, **how):
-    "Images for `captions`, each the one of the candidates of `arm` that the own captioner likes best."
-    seeds = [seed + 10**6 * number for number in range(arm.candidates)]
-    drawn = torch.stack([pipe.codes(captions, own, **how) for own in seeds])
+def drawn(pipe, arm, captions, seed, **how):
+    "Images for `captions`, as `arm` draws them."
+    if not arm.renewal: return pipe.images(captions, seed, candidates=arm.candidates, **how)
     text = tokenize(pipe.tokenizer, captions).to(pipe.device)
-    if arm.renewal: return pipe.decode(renewed(pipe.prior, drawn[0], text, arm.renewal))
-    if arm.candidates == 1: return pipe.decode(drawn[0])
-    likings = torch.stack([caption_nats(pipe.prior, codes, text) for codes in drawn])                # (k, B)
-    return pipe.decode(drawn[likings.argmin(0), torch.arange(len(captions))])
-
-
-@torch.no_grad()
-def caption_nats(brain, codes, text):
-    "What the captions `text` of `codes` (B, h, w) cost, in nats, (B,)."
-    logits = caption_logits(brain, text.input_ids, image_context(brain, codes.flatten(1)))         # (B, T, V)
-    wanted = text.input_ids[:, 1:].masked_fill(~text.attention_mask[:, 1:], -100)
-    return code_nats(logits[:, :-1], wanted).sum(1)
+    return pipe.decode(renewed(pipe.prior, pipe.codes(captions, seed, **how), text, arm.renewal))
 
 
 def measure_arm(arm, prior, world, options):
@@ -219,7 +204,7 @@ def measure_arm(arm, prior, world, options):
     elif arm.kind == "transformer": row["nats_1"] = likelihood(pipe.prior, world.few)["nats"]
     for guidance in options.guidance:
         how = {"guidance_scale": guidance, **({"top_p": 0.9} if arm.kind == "transformer" else {})}
-        marks = world.trial(partial(chosen, pipe, arm, **how))
+        marks = world.trial(partial(drawn, pipe, arm, **how))
         row |= {f"{name}@{guidance:g}": mark for name, mark in marks.items()}
     row["ms"] = milliseconds_per_image(pipe, world.captions, 7, **how)
     passes = {"cftn-v2": arm.candidates, "cftn": 16, "transformer": prior.shape.grid_size**2}

@@ -7,7 +7,7 @@ __all__ = ['COUNTING', 'pad_rows', 'CallosalLayer', 'decisions_per_layer', 'cond
            'cached_order', 'refuse_no_order', 'BrainTowers', 'prefix', 'PrefixCache', 'embed_words', 'feed_back',
            'decide_pass', 'suffix_mask', 'shared_prefix', 'teacher_forced', 'code_loss', 'caption_loss',
            'weighted_loss', 'BrainSampling', 'one_pass', 'decided_per_pass', 'several_passes', 'nats_of_passes',
-           'image_context', 'caption_logits', 'write_captions', 'BiHemisphericBrain']
+           'image_context', 'caption_logits', 'write_captions', 'caption_nats', 'BiHemisphericBrain']
 
 # %% ../../nbs/37_priors.brain.ipynb #2f883544
 import hashlib
@@ -496,6 +496,14 @@ def write_captions(towers, codes, temperature=0.0, top_p=1.0, generators=None):
     rows = [row[1:] for row in ids.tolist()]
     return [row[:row.index(shape.end_id)] if shape.end_id in row else row for row in rows]
 
+# %% ../../nbs/37_priors.brain.ipynb #37ca0002
+@torch.no_grad()
+def caption_nats(towers, codes, text):
+    "What the captions `text` (B rows) cost, in nats, (B,), for who sees `codes` (B, N)."
+    logits = caption_logits(towers, text.input_ids, image_context(towers, codes)).float()        # (B, T, V)
+    wanted = text.input_ids[:, 1:].masked_fill(~text.attention_mask[:, 1:], -100)   # -100: not counted
+    return code_nats(logits[:, :-1], wanted).sum(1)
+
 # %% ../../nbs/37_priors.brain.ipynb #4bc24e0d
 class BiHemisphericBrain(GenerationMixin, BrainTowers):
     """CFTN v2: draws codes from captions in one pass that decides on the way, or in several that go on from
@@ -544,3 +552,8 @@ class BiHemisphericBrain(GenerationMixin, BrainTowers):
         `VQGenError` for options or a number of generators that make no sense.
         """
         return write_captions(self, codes.flatten(1), temperature, top_p, generators)
+
+    @on_model_device
+    def caption_nats(self, codes, text):
+        "What each caption of `text`, a `Text`, costs in nats, (B,), for who sees `codes`, int64 (B, h, w)."
+        return caption_nats(self, codes.flatten(1), text)
