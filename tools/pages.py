@@ -171,9 +171,10 @@ def broken_links(site):
 
 def main():
     write_sources(WORK)
-    shutil.rmtree(SITE, ignore_errors=True)
     program = Path(sys.executable).with_name("zensical")
     subprocess.run([program, "build", "--strict", "-f", WORK / "mkdocs.yml"], check=True)
+    shutil.rmtree(SITE, ignore_errors=True)
+    shutil.move(WORK / "site", SITE)
     for path in SITE.rglob("*.html"): path.write_text(with_mathml(path.read_text("utf-8")), "utf-8")
     broken = broken_links(SITE)
     sys.exit("Links that lead nowhere:\n" + "\n".join(broken) if broken else None)
