@@ -112,7 +112,7 @@ def navigation():
 
 
 def write_sources(folder):
-    "Everything that the site is built from, into `folder`."
+    "Everything that the site is built from, into `folder`, which is made anew."
     docs = folder / "docs"
     shutil.rmtree(folder, ignore_errors=True)
     (docs / "reference").mkdir(parents=True)
@@ -126,6 +126,7 @@ def write_sources(folder):
     shutil.copytree(ROOT / "nbs" / "images", docs / "images")
     shutil.copy(ROOT / "tools" / "site" / "site.css", docs)
     config = (ROOT / "tools" / "site" / "mkdocs.yml").read_text("utf-8")
+    config = config.replace("../..", str(ROOT))
     (folder / "mkdocs.yml").write_text(f"{config}nav: {json.dumps(navigation())}\n", "utf-8")   # JSON is YAML
 
 
@@ -169,15 +170,18 @@ def broken_links(site):
     return broken
 
 
-def main():
-    write_sources(WORK)
+def build(folder):
+    "Build the site in `folder`; its pages are in `folder`/site. A link that leads nowhere ends it."
+    write_sources(folder)
     program = Path(sys.executable).with_name("zensical")
-    subprocess.run([program, "build", "--strict", "-f", WORK / "mkdocs.yml"], check=True)
+    subprocess.run([program, "build", "--strict", "-f", folder / "mkdocs.yml"], check=True)
+    site = folder / "site"
+    for path in site.rglob("*.html"): path.write_text(with_mathml(path.read_text("utf-8")), "utf-8")
+    if broken := broken_links(site): sys.exit("Links that lead nowhere:\n" + "\n".join(broken))
+    return site
+
+
+if __name__ == "__main__":
+    built = build(WORK)
     shutil.rmtree(SITE, ignore_errors=True)
-    shutil.move(WORK / "site", SITE)
-    for path in SITE.rglob("*.html"): path.write_text(with_mathml(path.read_text("utf-8")), "utf-8")
-    broken = broken_links(SITE)
-    sys.exit("Links that lead nowhere:\n" + "\n".join(broken) if broken else None)
-
-
-if __name__ == "__main__": main()
+    shutil.move(built, SITE)
