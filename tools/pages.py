@@ -91,7 +91,7 @@ def module_page(name, path):
 
 
 def chapters():
-    "The chapters of the index: its bold headings, each with the names of the notebooks in the table below it."
+    "The chapters of the index: its bold headings, each with the names of the notebooks below it."
     cells = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4).cells
     text = next(cell.source for cell in cells if cell.source.startswith("## The notebooks"))
     parts = re.split(r"^\*\*(.+)\*\*$", text, flags=re.MULTILINE)
