@@ -174,7 +174,8 @@ def build(folder):
     "Build the site in `folder`; its pages are in `folder`/site. A link that leads nowhere ends it."
     write_sources(folder)
     program = Path(sys.executable).with_name("zensical")
-    subprocess.run([program, "build", "--strict", "-f", folder / "mkdocs.yml"], check=True)
+    command = [program, "build", "--strict", "-f", folder / "mkdocs.yml"]
+    if code := subprocess.run(command).returncode: sys.exit(code)         # it has said what is wrong
     site = folder / "site"
     for path in site.rglob("*.html"): path.write_text(with_mathml(path.read_text("utf-8")), "utf-8")
     if broken := broken_links(site): sys.exit("Links that lead nowhere:\n" + "\n".join(broken))
