@@ -42,7 +42,7 @@ def test_page_holds_what_was_saved():
     text, pictures = notebook_page(ROOT / "nbs" / "00_start.ipynb")
     assert text.startswith("# Start here\n") and '??? quote "Answer 1"\n\n    ```' in text
     assert pictures and all(f"]({name})" in text for name in pictures)
-    assert '\n<div class="output"><' in text and 'href="../10_vqvae.encoder/"' in text
+    assert '\n<div class="output"><' in text and 'href="10_vqvae.encoder.md"' in text
 
 
 def test_formulas_become_mathml():

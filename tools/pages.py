@@ -36,7 +36,7 @@ def site_link(match):
 def output_text(data, name, pictures):
     "One output as Markdown, its best form only; a picture is added to `pictures` under `name`."
     if "image/svg+xml" in data:
-        drawing = re.sub(r'href="([\w.]+)\.ipynb"', r'href="../\1/"', data["image/svg+xml"])
+        drawing = re.sub(r'(href="[\w.]+)\.ipynb"', r'\1.md"', data["image/svg+xml"])
         return '<div class="output">' + re.sub(r"\n\s*\n", "\n", drawing).strip() + "</div>"
     if "text/markdown" in data:
         return "\n".join(f"> {line}" for line in data["text/markdown"].splitlines())
