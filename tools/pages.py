@@ -135,7 +135,7 @@ def with_mathml(text):
     from latex2mathml.converter import convert
 
     def formula(match):
-        return convert(html.unescape(match[2]).strip(), "inline" if match[1] == "span" else "block")
+        return convert(html.unescape(match[2]).strip(), display="inline" if match[1] == "span" else "block")
     return FORMULA.sub(formula, text)
 
 
