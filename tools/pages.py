@@ -135,7 +135,10 @@ def with_mathml(text):
     from latex2mathml.converter import convert
 
     def formula(match):
-        return convert(html.unescape(match[2]).strip(), display="inline" if match[1] == "span" else "block")
+        tex = html.unescape(match[2]).strip().replace(r"\arg", r"\operatorname{arg}")    # it knows no \arg
+        made = convert(tex, display="inline" if match[1] == "span" else "block")
+        if "\\" in made: sys.exit(f"latex2mathml cannot set all of {tex}")
+        return made
     return FORMULA.sub(formula, text)
 
 
