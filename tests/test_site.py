@@ -20,7 +20,7 @@ TOOLS = "the tools of the site are not installed: make docs"
 
 def test_every_notebook_is_in_a_chapter():
     "But for the two that stand before them; the chapters are in the order of the numbers."
-    listed = [name for names in chapters().values() for name in names]
+    listed = sum(chapters().values(), [])
     assert listed == [path.stem for path in NOTEBOOKS if path.stem not in ("00_start", "index")]
 
 

@@ -63,7 +63,8 @@ def code_text(cell, name, pictures):
 
 def notebook_page(path):
     "A notebook as Markdown, and its pictures: their bytes by the name they have beside the page."
-    parts, pictures, module = [], {}, None
+    parts, pictures = [], {}
+    module = None
     for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
         hidden = re.match(r"#\|\s*(?:hide\b|default_exp (\S+))", cell.source)
         if hidden: module = hidden[1] or module
