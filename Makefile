@@ -15,7 +15,7 @@ FIND_CPU_INDEX = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/nu
 	timeout 3 $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(CPU_INDEX)/torch/")' 2> /dev/null && \
 	echo --extra-index-url $(CPU_INDEX)
 
-.PHONY: help setup demo test lab export notebooks trained clean
+.PHONY: help setup demo test lab export notebooks docs trained clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -46,6 +46,10 @@ notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep wha
 		--ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.store_widget_state=False $$name.ipynb || exit 1; done
 	$(MAKE) export
 
+docs: $(VENV)/.docs  ## write the documentation site to _docs/: notebooks, reference, search; for Python 3.11.5 or newer
+	$(RUN) python tools/pages.py
+	$(RUN) sh -c '! vqgen export web --help > /dev/null 2>&1 || vqgen export web avatars-hour _docs/draw'
+
 trained: $(VENV)/.dev  ## train the models that the package brings anew (about an hour), and put them there
 	for model in vqvae cftn-v2 transformer cftn lstm; do $(RUN) vqgen train $$model --config avatars-hour || exit 1; done
 	$(RUN) python tools/trained.py runs/avatars-hour
@@ -67,4 +71,8 @@ $(VENV)/.library: $(VENV)/.python settings.ini setup.py constraints.txt
 
 $(VENV)/.dev: $(VENV)/.library
 	$(PIP) $$($(FIND_CPU_INDEX)) -e ".[dev]" -c constraints.txt
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) -e ".[docs]" -c constraints.txt
 	@touch $@

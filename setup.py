@@ -51,7 +51,7 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split()
-                    for name in ("dev", "bench", "distances", "widgets")},
+                    for name in ("dev", "bench", "distances", "docs", "widgets")},
     entry_points={"console_scripts": settings["console_scripts"].splitlines()},
     zip_safe=False,
 )

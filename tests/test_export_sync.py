@@ -173,7 +173,8 @@ def test_requirements_are_pinned():
     text = (ROOT / "constraints.txt").read_text("utf-8")
     lines = [line for line in text.splitlines() if line and line[0] != "#"]
     assert all("==" in line for line in lines)
-    wanted = (settings()["requirements"] + " " + settings()["dev_requirements"]).split()
+    lists = (settings()[name] for name in ("requirements", "dev_requirements", "docs_requirements"))
+    wanted = " ".join(lists).split()
     missing = sorted({plain(name) for name in wanted} - {plain(line) for line in lines})
     assert not missing, f"{missing} stand in settings.ini, but not in constraints.txt"
 

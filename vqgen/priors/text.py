@@ -242,7 +242,7 @@ def drop_captions(text, share):
 def null_captions(text, which):
     """`text` with the captions at the true places of `which` (B,) replaced by the null caption.
 
-    That is `text.null`; where it is not known, [BOS] [EOS].
+    That is `text.null`; where it is not known, `[BOS] [EOS]`.
     """
     null = (text.null or pad([[BOS, EOS]])).to(text.input_ids.device)
     more = text.input_ids.shape[1] - null.input_ids.shape[1]
