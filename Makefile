@@ -48,7 +48,6 @@ notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep wha
 
 docs: $(VENV)/.docs  ## write the documentation site to _docs/: notebooks, reference, search; for Python 3.11.5 or newer
 	$(RUN) python tools/pages.py
-	$(RUN) sh -c '! vqgen export web --help > /dev/null 2>&1 || vqgen export web avatars-hour _docs/draw'
 
 trained: $(VENV)/.dev  ## train the models that the package brings anew (about an hour), and put them there
 	for model in vqvae cftn-v2 transformer cftn lstm; do $(RUN) vqgen train $$model --config avatars-hour || exit 1; done
