@@ -56,7 +56,7 @@ from .text import check_features, drop_captions
 # %% ../../nbs/37_priors.brain.ipynb #215eccd4
 def pad_rows(x, rows):
     "`x` (B, ...) with zeros for the rows that are missing up to `rows`: to add them changes nothing."
-    return x if len(x) == rows else F.pad(x, [0, 0] * (x.ndim - 1) + [0, rows - len(x)])
+    return x if x.shape[0] == rows else F.pad(x, [0, 0] * (x.ndim - 1) + [0, rows - x.shape[0]])
 
 class CallosalLayer(nn.Module):
     """A gated bridge: patches hear the words (`image_...`), and words read the patches (`text_...`).
@@ -73,12 +73,12 @@ class CallosalLayer(nn.Module):
         self.text_gate, self.image_gate = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(0.5))
 
     def forward(self, words, patches, mask, drawn=None, last=False):
-        drawn = len(patches) if drawn is None else drawn
+        drawn = patches.shape[0] if drawn is None else drawn
         told, seen = self.text_norm(words), self.image_norm(patches)
         attended = self.image_attention(seen[:drawn], told[:drawn], mask)                    # (drawn, N, C)
-        patches = patches + pad_rows(self.image_gate.tanh() * attended, len(patches))
+        patches = patches + pad_rows(self.image_gate.tanh() * attended, patches.shape[0])
         if last: words, told, seen = (part[drawn:] for part in (words, told, seen))
-        if len(words): words = words + self.text_gate.tanh() * self.text_attention(told, seen)
+        if words.shape[0]: words = words + self.text_gate.tanh() * self.text_attention(told, seen)
         return words, patches
 
     def keys_values(self, patches):
@@ -283,11 +283,11 @@ def feed_back(towers, patches, layer, decide, drawn=None):
     if not len(places): return patches
     codes = decide(patches[:drawn, places], places)                                          # (drawn, n)
     decided = towers.code_embedding.tokens(codes)                                            # (drawn, n, C)
-    told = pad_rows(towers.feedback[layer] * decided, len(patches))
+    told = pad_rows(towers.feedback[layer] * decided, patches.shape[0])
     patches = patches.index_add(1, places, told)
     if not towers.around: return patches
     grid = torch.zeros_like(patches[:drawn]).index_copy(1, places, decided)                  # (drawn, N, C)
-    return patches + pad_rows(towers.around[layer](grid), len(patches))
+    return patches + pad_rows(towers.around[layer](grid), patches.shape[0])
 
 # %% ../../nbs/37_priors.brain.ipynb #26000035
 def decide_pass(towers, patches, text, decide, captions=None):
@@ -300,7 +300,7 @@ def decide_pass(towers, patches, text, decide, captions=None):
     """
     check_features(text, towers.shape)
     words, mask, audible = embed_words(towers, text, captions)
-    drawn, last_bridge = len(text.input_ids), towers.last_bridge
+    drawn, last_bridge = text.input_ids.shape[0], towers.last_bridge
     text_blocks, image_blocks = towers.text_tower.blocks, towers.image_tower.blocks
     for layer in range(last_bridge + 1):                                                     # side by side
         words = text_blocks[layer](words, mask)
