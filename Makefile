@@ -15,7 +15,7 @@ FIND_CPU_INDEX = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/nu
 	timeout 3 $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(CPU_INDEX)/torch/")' 2> /dev/null && \
 	echo --extra-index-url $(CPU_INDEX)
 
-.PHONY: help setup demo test lab export notebooks docs trained clean
+.PHONY: help setup demo test lab export notebooks colab docs trained clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -37,6 +37,7 @@ lab: $(VENV)/.dev  ## open JupyterLab at the index of the notebooks
 export: $(VENV)/.dev  ## after an edit: notebooks -> vqgen/ and README.md
 	$(RUN) nbdev_export
 	$(RUN) nbdev_clean
+	$(RUN) python tools/colab.py
 	$(RUN) python tools/minutes.py
 	$(RUN) python tools/readme.py
 
@@ -45,6 +46,9 @@ notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep wha
 	cd nbs && for name in $(NB); do $(RUN) TQDM_DISABLE=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.store_widget_state=False $$name.ipynb || exit 1; done
 	$(MAKE) export
+
+colab: $(VENV)/.dev  ## run notebooks as on Colab: alone, from the wheel, with what Colab holds; NB="10_vqvae.encoder" for some
+	$(RUN) python tests/colab.py $(NB)
 
 docs: $(VENV)/.docs  ## write the documentation site to _docs/: notebooks, reference, search; for Python 3.11.5 or newer
 	$(RUN) python tools/pages.py

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+from colab import BADGE, colab_address
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK, SITE = ROOT / "_proc" / "site", ROOT / "_docs"
@@ -67,10 +68,11 @@ def notebook_page(path):
     module = None
     for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
         hidden = re.match(r"#\|\s*(?:hide\b|default_exp (\S+))", cell.source)
+        if cell.source.startswith(BADGE): continue
         if hidden: module = hidden[1] or module
         elif cell.cell_type == "markdown": parts.append(LINK.sub(site_link, cell.source))
         elif cell.source: parts.append(code_text(cell, f"{path.stem}/{number}", pictures))
-    where = f"[Notebook]({BLOB}/nbs/{path.name})"
+    where = f"[Notebook]({BLOB}/nbs/{path.name}) · [on Colab]({colab_address(path.stem)})"
     if module: where += f" · module [vqgen.{module}](reference/vqgen.{module}.md)"
     title, *rest = parts[0].split("\n", 1)
     return "\n\n".join([title, where, *rest, *parts[1:]]) + "\n", pictures
