@@ -30,7 +30,6 @@ sys.path.append(str(ROOT / "tools"))
 from colab import raw_address, repository  # noqa: E402
 
 WORK = ROOT / "_proc" / "colab"
-STANDIN = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
 KERNEL = ["ipykernel", "ipywidgets", "nbclient", "pip"]
 LEFT_OUT = re.compile(r"(#\|.*\n)*#\|\s*(slow|cuda)\b")
 
@@ -56,8 +55,10 @@ def colab_environment(folder):
     run([uv, "pip", "install", "-q", "--no-config", "--no-deps", "--python", python, "-r", "-"],
         input="\n".join(colab_packages(uv, folder)))
     borrow_torch(python)
-    site = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip()
-    Path(site, "sitecustomize.py").write_text(STANDIN)
+    site = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
+    (site / "google" / "colab").mkdir(parents=True)
+    (site / "google" / "colab" / "__init__.py").touch()
+    (site / "sitecustomize.py").write_text("import google.colab\n")      # as a Colab kernel does
     (folder / "ready").touch()
     return python
 
