@@ -29,10 +29,10 @@ def test_head_is_current(name):
 
 
 def test_addresses_are_those_of_the_repository():
-    assert settings()["git_url"] == f"https://github.com/{settings()['user']}/{settings()['repo']}"
-    repository = f"{settings()['user']}/{settings()['repo']}"
-    assert colab_address("80_errors") == (
-        f"https://colab.research.google.com/github/{repository}/blob/{settings()['branch']}/nbs/80_errors.ipynb")
+    ours = f"{settings()['user']}/{settings()['repo']}"
+    branch = settings()["branch"]
+    assert settings()["git_url"] == f"https://github.com/{ours}"
+    assert colab_address("a") == f"https://colab.research.google.com/github/{ours}/blob/{branch}/nbs/a.ipynb"
     for name in FOUND:
         both = text(name) + text(name, "code")
         for address in re.findall(r"https://colab\.research\.google\.com/github/[^)\s]*", both):
