@@ -47,8 +47,8 @@ notebooks: $(VENV)/.dev  ## run the notebooks anew, slow cells too, and keep wha
 		--ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.store_widget_state=False $$name.ipynb || exit 1; done
 	$(MAKE) export
 
-colab: $(VENV)/.dev  ## run notebooks as on Colab: alone, from the wheel, with what Colab holds; NB="10_vqvae.encoder" for some
-	$(RUN) python tests/colab.py $(NB)
+colab: $(VENV)/.dev  ## run notebooks as on Colab, alone and with its packages; NB="10_vqvae.encoder" for some
+	$(RUN) python tests/alone.py $(NB)
 
 docs: $(VENV)/.docs  ## write the documentation site to _docs/: notebooks, reference, search; for Python 3.11.5 or newer
 	$(RUN) python tools/pages.py

@@ -7,14 +7,25 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
 from paths import ROOT
 
+# uv takes what PyTorch needs to be there: Colab's builds, and those for CPUs, are not those of the index.
+WITHOUT_CUDA = '[[dependency-metadata]]\nname = "torch"\nrequires-dist = []\n'
 
-def requirements():
-    "What the package requires, as settings.ini lists it."
+
+def requirements(key="requirements"):
+    "What the package requires, or what an extra does, as settings.ini lists it under `key`."
     parser = ConfigParser(delimiters=["="])
     parser.read(ROOT / "settings.ini", encoding="utf-8")
-    return parser["DEFAULT"]["requirements"].split()
+    return parser["DEFAULT"][key].split()
+
+
+def colab_versions():
+    "What a Colab runtime holds: a dict from names to versions, without what comes after a `+`."
+    lines = (ROOT / "tests" / "data" / "colab.txt").read_text("utf-8").splitlines()
+    pairs = [line.split("+")[0].split("==") for line in lines if line and line[0] != "#"]
+    return {canonicalize_name(name): version for name, version in pairs}
 
 
 def run(command, **options):
@@ -42,6 +53,29 @@ def new_environment(uv, folder, python=sys.executable):
     return python
 
 
+def resolve_on_colab(uv, folder, wanted, *options):
+    """The versions that `wanted` and all that it needs have on Colab, a dict by name.
+
+    Fails where a version that Colab holds would have to change.
+    """
+    (folder / "held.txt").write_text("\n".join(map("==".join, colab_versions().items())))
+    (folder / "uv.toml").write_text(WITHOUT_CUDA)
+    options += ("--config-file", folder / "uv.toml", "-c", folder / "held.txt")
+    text = run([uv, "pip", "compile", "-q", "--no-header", "--no-annotate", *options, "-"],
+               input="\n".join(wanted))
+    pairs = [line.split(" ")[0].split("==") for line in text.splitlines()]
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def build_archives(tree, out):
+    "Copy what git tracks to `tree`, an empty folder, and build source archive and wheel there, into `out`."
+    listed = run(["git", "ls-files", "-z", "--cached"], cwd=ROOT).split("\0")
+    for name in filter(None, listed):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tree / name)
+    run([sys.executable, "-m", "build", "-o", out], cwd=tree)
+
+
 def find_python(version):
     "A Python of `version`, such as '3.12', or None; one that only stands there in name does not count."
     named = shutil.which(f"python{version}")
@@ -50,6 +84,11 @@ def find_python(version):
         said = subprocess.run([path, "-V"], capture_output=True, text=True).stdout
         if re.match(rf"Python {re.escape(version)}\.", said): return path
     return None
+
+
+def alone():
+    "The environment variables without what would show this tree to another Python."
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def here(**more):

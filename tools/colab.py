@@ -41,6 +41,12 @@ def colab_address(name):
     return f"{on_colab}/blob/{branch}/nbs/{name}.ipynb"
 
 
+def raw_address():
+    "What the addresses of the repository's files begin with, as files."
+    url, branch = repository()
+    return f"{url.replace('https://github.com/', 'https://raw.githubusercontent.com/')}/{branch}"
+
+
 def links(name, names):
     "The badge of the notebook `name`, and the way to its neighbours in the list `names`, on Colab."
     place = names.index(name)

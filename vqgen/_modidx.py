@@ -556,6 +556,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vqgen.experiment.reconstruction_sampler': ( 'experiment.html#reconstruction_sampler',
                                                                                'vqgen/experiment.py'),
                                   'vqgen.experiment.reconstructions': ('experiment.html#reconstructions', 'vqgen/experiment.py'),
+                                  'vqgen.experiment.runs_folder': ('experiment.html#runs_folder', 'vqgen/experiment.py'),
                                   'vqgen.experiment.save_tokenizer': ('experiment.html#save_tokenizer', 'vqgen/experiment.py'),
                                   'vqgen.experiment.summary': ('experiment.html#summary', 'vqgen/experiment.py'),
                                   'vqgen.experiment.train_in_stages': ('experiment.html#train_in_stages', 'vqgen/experiment.py'),
