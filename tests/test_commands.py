@@ -17,7 +17,7 @@ from vqgen.pictures import samples_folder
 from vqgen.pipeline import find_run
 
 COMMANDS = ["train", "generate", "caption", "inpaint", "reconstruct", "evaluate", "data", "demo", "config",
-            "push"]
+            "push", "export"]
 GROUP = typer.main.get_command(app)
 
 
