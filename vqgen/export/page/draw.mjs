@@ -143,10 +143,13 @@ async function start(page) {
   [picture.width, picture.height] = [grid * downsample, grid * downsample];
   [round.max, round.value, temperature.value] = [rounds.length, rounds.length, drawing.facts.temperature];
   let codes = null;
+  let reel = 0; // which film may go on: each that is begun, and each change by hand, ends the one before
 
   async function show() {
     const known = drawing.after(codes, Number(round.value));
+    const title = `round ${round.value} of ${rounds.length}`;
     picture.getContext("2d").putImageData(await drawing.paint(known), 0, 0);
+    picture.title = title;
   }
 
   async function draw() {
@@ -161,10 +164,10 @@ async function start(page) {
     picture.setAttribute("aria-label", wanted);
   }
 
-  // The rounds one by one, until the last or until something else is drawn.
+  // The rounds one by one.
   async function film() {
-    const filmed = codes;
-    for (let step = 1; step <= rounds.length && codes === filmed; step++) {
+    const mine = ++reel;
+    for (let step = 1; step <= rounds.length && mine === reel; step++) {
       round.value = step;
       request(show);
       await new Promise((done) => setTimeout(done, 300));
@@ -189,8 +192,14 @@ async function start(page) {
     }
   }
 
-  for (const control of [caption, seed, temperature]) control.addEventListener("input", () => request(draw));
-  round.addEventListener("input", () => request(show));
+  for (const [controls, task] of [[[caption, seed, temperature], draw], [[round], show]]) {
+    for (const control of controls) {
+      control.addEventListener("input", () => {
+        reel++;
+        request(task);
+      });
+    }
+  }
   play.addEventListener("click", film);
   await request(draw);
   status.value = `first picture ${(performance.now() / 1000).toFixed(2)} s after the page was asked for`;
