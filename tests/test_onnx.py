@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import CONFIG, changed, coded, contents, generators, refusal, splits
 
+from vqgen.cli import app
 from vqgen.pipeline import Pipeline
 from vqgen.priors.build import new_prior
 from vqgen.priors.text import tokenize
@@ -30,8 +31,8 @@ from vqgen.export.onnx import (  # noqa: E402
     run_graph,
 )
 
-SHAPES = {"as by default": {}, "an early bridge": {"layers": 4, "first_bridge": 0},
-          "neighbours": {"neighbours": True, "width": 24}, "one layer": {"layers": 1}}
+SHAPES = {"an early bridge": {"layers": 4, "first_bridge": 0}, "one layer": {"layers": 1},
+          "neighbours": {"neighbours": True, "width": 24}}
 
 
 def pipeline(**changes):
@@ -132,3 +133,13 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert "drawing.json" in refusal(export_onnx, pipeline(), tmp_path)
     assert "is a file" in refusal(export_onnx, pipeline(), tmp_path / "drawing.json", overwrite=True)
     assert contents(tmp_path) == {"drawing.json": b"mine"}
+
+
+def test_the_command_writes_and_compares(tmp_path, capsys):
+    run, out = (str(tmp_path / name) for name in ("run", "out"))
+    pipeline(layers=1).save_pretrained(run)
+    app(["export", "onnx", run, out, "--half"], prog_name="vqgen", standalone_mode=False)
+    said = capsys.readouterr().out
+    assert all(name in said for name in FILES) and "% of the codes" in said and {*contents(out)} == {*FILES}
+    tables = onnx.load(tmp_path / "out" / "pass.onnx").graph.initializer
+    assert onnx.TensorProto.FLOAT16 in {table.data_type for table in tables}
