@@ -104,7 +104,8 @@ def test_typed_captions_give_the_codes_and_pixels_of_python(page, pipe, folder):
     "With the same numbers: all codes of the same file, and nearly all of the exact weights."
     captions = load_data(DataConfig(count=600), "validation").captions[:6]
     sessions = [open_graph(folder / name) for name in ("pass.onnx", "decoder.onnx")]
-    graph, temperature, same = PassGraph(pipe.prior), pipe.prior.defaults.temperature, []
+    graph, same = PassGraph(pipe.prior), []
+    temperature = pipe.prior.defaults.temperature
     page.locator("#seed").fill("4294967295")
     numbers = torch.from_numpy(web.uniform_numbers(2**32 - 1, len(pipe.prior.order)))[None]
     for caption in captions:
@@ -184,7 +185,7 @@ def texts():
 def test_tokens_are_the_same(page, pipe, size):
     "For the tokenizer of the run, and for one that spells rare letters in bytes."
     tokenizer = pipe.tokenizer
-    if size: tokenizer = train_tokenizer([*texts(), *map(chr, range(0x4e00, 0x4f00))],
+    if size: tokenizer = train_tokenizer([*texts(), *map(chr, range(0x4e00, 0x5000))],
                                          TextConfig(vocab_size=size, max_length=32))
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     assert tree["model"]["byte_fallback"] == bool(size)

@@ -259,7 +259,8 @@ def compare(pipeline, folder, captions, seed=0):
     `codes`: the share of codes that are the same; `pixels`: the largest difference of the decoders, of 2;
     `milliseconds` for one picture by onnxruntime, and `eager` by PyTorch. Numbers are those of `seed`.
     """
-    brain, vqvae, temperature = pipeline.prior, pipeline.vqvae, pipeline.prior.defaults.temperature
+    brain, vqvae = pipeline.prior, pipeline.vqvae
+    temperature = brain.defaults.temperature
     passes, decoder = (open_graph(Path(folder) / name) for name in ("pass.onnx", "decoder.onnx"))
     text, graph = tokenize(pipeline.tokenizer, captions), PassGraph(brain)
     numbers = torch.rand(len(captions), len(brain.order), generator=torch.Generator().manual_seed(seed))
