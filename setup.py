@@ -47,11 +47,12 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["vqgen", "vqgen.*"]),
-    package_data={"vqgen": ["py.typed", "configs/*.yaml", "drawings/*", "trained/*/*", "trained/*/*/*"]},
+    package_data={"vqgen": ["py.typed", "configs/*.yaml", "drawings/*", "export/page/*", "trained/*/*",
+                            "trained/*/*/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split()
-                    for name in ("dev", "bench", "distances", "docs", "widgets")},
+                    for name in ("dev", "bench", "distances", "docs", "export", "widgets")},
     entry_points={"console_scripts": settings["console_scripts"].splitlines()},
     zip_safe=False,
 )

@@ -17,7 +17,7 @@ from vqgen.pictures import samples_folder
 from vqgen.pipeline import find_run
 
 COMMANDS = ["train", "generate", "caption", "inpaint", "reconstruct", "evaluate", "data", "demo", "config",
-            "push"]
+            "push", "export"]
 GROUP = typer.main.get_command(app)
 
 
@@ -209,3 +209,11 @@ def test_a_caption_of_unknown_words_is_said_in_one_line(tmp_path):
     done = vqgen("generate", "a pirate, noto style", "--run", "avatars-hour", "--out", tmp_path / "y.png")
     [line] = done.stderr.splitlines()
     assert done.returncode == 0 and "never seen 'noto', 'pirate', 'style'" in line
+
+
+@pytest.mark.parametrize("line, part", [
+    ("export pdf avatars-hour out", "onnx, web"),
+    ("export web avatars-hour out --half", "--half is for onnx"),
+    ("export onnx avatars-hour out --runtime .", "--runtime is for web")])
+def test_an_export_that_makes_no_sense_is_refused(here, line, part):
+    assert part in refusal(call, line) and not list(here.iterdir())

@@ -188,7 +188,7 @@ def imported_modules(node):
 
 def test_imports_are_required():
     "What the package imports, anywhere, stands in settings.ini; those of the extras may be missing here."
-    extras = (settings()[f"{extra}_requirements"] for extra in ("distances", "widgets"))
+    extras = (settings()[f"{extra}_requirements"] for extra in ("distances", "export", "widgets"))
     names = " ".join([settings()["requirements"], *extras])
     required = set(map(plain, names.split()))
     owners = packages_distributions()

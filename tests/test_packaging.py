@@ -18,7 +18,7 @@ from paths import ROOT
 
 import vqgen
 
-SUFFIXES = (".py", ".yaml", ".json", ".safetensors", ".typed")
+SUFFIXES = (".py", ".yaml", ".json", ".safetensors", ".typed", ".html", ".mjs")
 
 
 def names(root):

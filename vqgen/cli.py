@@ -9,11 +9,12 @@ __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOpti
            'GuidanceOption', 'CandidatesOption', 'OutOption', 'OverwriteOption', 'SingleOption', 'FilmOption',
            'TrackingOption', 'TrackerOption', 'ProjectOption', 'PicturesArgument', 'WordTemperatureOption',
            'WordTopPOption', 'PictureArgument', 'CaptionArgument', 'MaskOption', 'FIGURES', 'HeldOutOption',
-           'PublishedOption', 'SheetOption', 'DemoRunOption', 'RunArgument', 'RepoArgument', 'PrivateOption',
-           'hyphenated', 'option', 'example', 'show_versions', 'common', 'model_names', 'check_model',
-           'parse_overrides', 'in_options', 'train', 'all_captions', 'open_tracking', 'track', 'draw', 'save_drawings',
-           'generate', 'caption', 'inpaint', 'reconstruct', 'print_figures', 'evaluate', 'data', 'demo', 'show_config',
-           'push', 'main']
+           'PublishedOption', 'SheetOption', 'DemoRunOption', 'RunArgument', 'RepoArgument', 'PrivateOption', 'FORMATS',
+           'FormatArgument', 'FolderArgument', 'HalfOption', 'RuntimeOption', 'ReplaceOption', 'hyphenated', 'option',
+           'example', 'show_versions', 'common', 'model_names', 'check_model', 'parse_overrides', 'in_options', 'train',
+           'all_captions', 'open_tracking', 'track', 'draw', 'save_drawings', 'generate', 'caption', 'inpaint',
+           'reconstruct', 'print_figures', 'evaluate', 'data', 'demo', 'show_config', 'push', 'print_export', 'export',
+           'main']
 
 # %% ../nbs/87_cli.ipynb #7ac95e75
 import contextlib
@@ -423,6 +424,42 @@ def push(run: RunArgument, repo_id: RepoArgument, prior: PriorOption = None, pri
     from vqgen.pipeline import Pipeline
     Pipeline.from_pretrained(run, prior).push_to_hub(repo_id, private=private)
     print(f"pushed {run} to {repo_id}")
+
+# %% ../nbs/87_cli.ipynb #87e00001
+FORMATS = ("onnx", "web")
+_format_help = "onnx: two graphs; web: a page that draws."
+FormatArgument = Annotated[str, typer.Argument(metavar="FORMAT", help=_format_help)]
+FolderArgument = Annotated[Path, typer.Argument(help="The folder to write.")]
+HalfOption = Annotated[bool, option("Of onnx: round the weights to float16, as for web.", "--half")]
+RuntimeOption = Annotated[Optional[Path], option("Of web: a folder with onnxruntime-web; by default of npm.")]
+ReplaceOption = Annotated[bool, option("Replace files that are there.", "--overwrite")]
+
+def print_export(pipeline, folder):
+    "What lies in `folder`, and how its graphs draw beside `pipeline`: some lines."
+    from vqgen.export.onnx import FILES, compare
+    for name in FILES: print(f"{name:15} {(folder / name).stat().st_size:>11,} bytes")
+    captions = sorted(pipeline.tokenizer.words)[:16] or [""]
+    found = compare(pipeline, folder, captions)
+    print(f"{100 * found['codes']:.1f} % of the codes as by PyTorch, pixels within {found['pixels']:.1e}, "
+          f"{found['milliseconds']:.0f} ms a picture")
+    print(f"saved in {folder}")
+
+@app.command(epilog=example("export web avatars-hour page"))
+def export(format: FormatArgument, run: RunArgument, out: FolderArgument, half: HalfOption = False,
+           runtime: RuntimeOption = None, overwrite: ReplaceOption = False):
+    "Write a run for other programs. As ONNX, or as a page that draws while you type."
+    if format not in FORMATS:
+        raise VQGenError(f"there is no format {format!r}: choose one of {', '.join(FORMATS)}")
+    if half and format != "onnx": raise VQGenError("--half is for onnx: leave it out, a page is always so")
+    if runtime and format != "web": raise VQGenError("--runtime is for web: leave it out")
+    from vqgen.export.onnx import export_onnx
+    from vqgen.export.web import export_web
+    from vqgen.pipeline import Pipeline
+    pipeline = Pipeline.from_pretrained(run, device="cpu")
+    if format == "onnx": folder = export_onnx(pipeline, out, half, overwrite)
+    else: folder = export_web(pipeline, out, runtime, overwrite)
+    print_export(pipeline, folder)
+    if format == "web": print(f"look at it: python -m http.server --directory {folder}")
 
 # %% ../nbs/87_cli.ipynb #13775a76
 def main():
