@@ -53,7 +53,7 @@ colab: $(VENV)/.dev  ## run notebooks as on Colab, alone and with its packages; 
 docs: $(VENV)/.docs  ## write the documentation site to _docs/: notebooks, reference, search; for Python 3.11.5 or newer
 	$(RUN) python tools/pages.py
 
-trained: $(VENV)/.dev  ## train the models that the package brings anew (about an hour), and put them there
+trained: $(VENV)/.dev  ## train the models that the package brings anew (an hour and a half), and put them there
 	for model in vqvae cftn-v2 transformer cftn lstm; do $(RUN) vqgen train $$model --config avatars-hour || exit 1; done
 	$(RUN) python tools/trained.py runs/avatars-hour
 
