@@ -25,7 +25,7 @@ def test_head_is_current(name):
     fresh = [(cell.id, cell.source) for cell in written(FOUND[name], name, NAMES)]
     assert kept == fresh, "run `make export`"
     assert kept[0][1].startswith(f"{BADGE}({colab_address(name)}) ") or name == "index"
-    assert kept[name != "index"][1] == installation()
+    assert kept[name != "index"][1] == installation(name)
 
 
 def test_addresses_are_those_of_the_repository():

@@ -82,7 +82,7 @@ COLAB = ["--python-version", "3.13", "--python-platform", "x86_64-unknown-linux-
 @pytest.mark.slow
 def test_colab_lacks_little(uv, tmp_path):
     "What the first cell of each notebook asks for is resolved with all that Colab holds as it is."
-    assert "vqgen[distances] @" in installation()
+    assert "vqgen[distances] @" in installation("00_start")
     wanted = requirements() + requirements("distances_requirements")
     found = resolve_on_colab(uv, tmp_path, wanted, *COLAB)
     assert found.keys() - colab_versions().keys() == {

@@ -56,14 +56,15 @@ def links(name, names):
     return f"{BADGE}({colab_address(name)}) On Colab: {' · '.join([*ways, everything])}"
 
 
-def installation():
-    "The cell that installs the package on Colab."
+def installation(name):
+    "The cell of the notebook `name` that installs the package on Colab."
     url, branch = repository()
+    extras = "distances,export" if "_export." in name else "distances"
     return f"""#| hide
 import sys
 
 if "google.colab" in sys.modules:   # elsewhere nothing is installed
-    %pip install -q "vqgen[distances] @ git+{url}@{branch}\""""
+    %pip install -q "vqgen[{extras}] @ git+{url}@{branch}\""""
 
 
 def identifier(name, kind):
@@ -73,7 +74,7 @@ def identifier(name, kind):
 
 def head(name, names):
     "The cells with which the notebook `name`, one of `names` or the index, begins."
-    cells = [nbformat.v4.new_code_cell(installation())]
+    cells = [nbformat.v4.new_code_cell(installation(name))]
     if name in names: cells.insert(0, nbformat.v4.new_markdown_cell(links(name, names)))
     for cell in cells: cell.id = identifier(name, cell.cell_type)
     return cells
