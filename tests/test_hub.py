@@ -132,7 +132,7 @@ def test_saved_and_loaded_it_is_the_same(shipped, tmp_path):
     head, card = (folder / "README.md").read_text().split("---\n", 2)[1:]
     assert yaml.safe_load(head) == {"library_name": "vqgen", "pipeline_tag": "text-to-image",
                                     "tags": ["vqgen", "vq-vae", "lstm"], "license": "cc0-1.0"}
-    for fact in ("32 x 32", "8 x 8", "2,500", "1,800", "CC0 1.0", "30,000", "LSTMPrior"): assert fact in card
+    for fact in ("32 x 32", "8 x 8", "4,000", "1,800", "CC0 1.0", "30,000", "LSTMPrior"): assert fact in card
     (folder / "README.md").write_text("mine")
     Pipeline.from_pretrained("avatars-hour", "cftn").save_pretrained(folder)      # a second prior
     assert Pipeline.from_pretrained(folder, "cftn").caption is not None

@@ -75,8 +75,9 @@ def test_package_page_reads_well(built):
     assert re.search(r"```sh\n(.*)", text)[1] == "pip install vqgen"
     links = re.findall(r"\]\(([^)\s]*)|(?:src|href)=[\"']([^\"']*)", text)
     assert len(links) > 40 and not [link for link in map("".join, links) if not link.startswith("https://")]
-    [picture] = re.findall(r"!\[[^]]*]\((.*?)\)", text)
-    assert picture == "https://raw.githubusercontent.com/vqgen/vqgen/main/nbs/images/gallery.png"
+    images = "https://raw.githubusercontent.com/vqgen/vqgen/main/nbs/images"
+    pictures = re.findall(r"!\[[^]]*]\((.*?)\)", text)
+    assert pictures == [f"{images}/gallery.png", f"{images}/frontiers.png"]
     pages = dict(page.split(", ") for page in metadata.get_all("Project-URL"))
     assert pages.keys() == {"Source", "Notebooks", "Issues"} and metadata["License-File"] == "LICENSE"
     assert "Typing :: Typed" in metadata.get_all("Classifier")
