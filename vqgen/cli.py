@@ -141,7 +141,7 @@ OriginOption = Annotated[Optional[str], option(
 def in_options():
     "Where a sentence says what to do, name the option for it; Ctrl-C becomes a sentence, too."
     words = {"start over": "start over (--fresh)", "stage stage2": "--stage stage2",
-             "leave out stage": "leave out --stage", "without init_from": "without --init-from"}
+             "leave out stage": "leave out --stage", " init_from": " --init-from"}
     try: yield
     except KeyboardInterrupt:
         raise VQGenError("stopped before the training began: start it again, nothing is lost") from None

@@ -10,10 +10,12 @@ nothing is decided on the way, is the row of CFTN with one step. Nats a picture 
 first 400 held-out pictures; CFTN has none that are exact. The frontier is what each prior reaches at six
 temperatures and three guidance scales on N captions (60 by default; 0 leaves it out), accuracy against
 diversity. `at_equal_diversity` is the accuracy of one pass where it is as free as the Transformer is at
-temperature 1, `at_the_best` where it is as free as the Transformer where that is most often right.
+temperature 1, `at_the_best` where it is as free as the Transformer where that is most often right; null where
+it nowhere is.
 """
 import argparse
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -100,9 +102,10 @@ def at_equal_diversity(sweeps):
     rival = {(row["temperature"], row["guidance_scale"]): row for row in sweeps["transformer"]}
     [usual] = points_of([rival[plain]])
     best = max(points_of(rival.values()), key=lambda point: point[1])
-    return {"at_equal_diversity": accuracy_at(usual[0], own), "transformer_at_equal_diversity": usual[1],
-            "at_the_best": accuracy_at(best[0], own), "transformer_at_the_best": best[1],
-            "diversity_at_the_best": best[0]}
+    found = {"at_equal_diversity": accuracy_at(usual[0], own), "transformer_at_equal_diversity": usual[1],
+             "at_the_best": accuracy_at(best[0], own), "transformer_at_the_best": best[1],
+             "diversity_at_the_best": best[0]}
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 
 def parse():
