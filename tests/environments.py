@@ -14,11 +14,15 @@ from paths import ROOT
 WITHOUT_CUDA = '[[dependency-metadata]]\nname = "torch"\nrequires-dist = []\n'
 
 
-def requirements(key="requirements"):
-    "What the package requires, or what an extra does, as settings.ini lists it under `key`."
+def settings():
     parser = ConfigParser(delimiters=["="])
     parser.read(ROOT / "settings.ini", encoding="utf-8")
-    return parser["DEFAULT"][key].split()
+    return parser["DEFAULT"]
+
+
+def requirements(key="requirements"):
+    "What the package requires, or what an extra does, as settings.ini lists it under `key`."
+    return settings()[key].split()
 
 
 def colab_versions():

@@ -5,23 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
-from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import nbformat
 import pytest
+from environments import settings
 from minutes import lines_of_code, paths, words, written
 from paths import NOTEBOOKS, ROOT
 from readme import LINK, from_root, readme_text
 
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-
-
-def settings():
-    parser = ConfigParser(delimiters=["="])
-    parser.read(ROOT / "settings.ini", encoding="utf-8")
-    return parser["DEFAULT"]
 
 
 def nbdev(command, folder):

@@ -7,13 +7,12 @@ import sys
 import tarfile
 import venv
 import zipfile
-from configparser import ConfigParser
 from importlib import import_module
 from importlib.metadata import entry_points, metadata
 from pathlib import Path
 
 import pytest
-from environments import alone, build_archives, run
+from environments import alone, build_archives, run, settings
 from paths import ROOT
 
 import vqgen
@@ -120,6 +119,4 @@ def test_command_and_python_version():
     "The installed package has the command, and refuses a Python that is too old."
     [command] = entry_points(group="console_scripts", name="vqgen")
     assert command.value == "vqgen.cli:main"
-    settings = ConfigParser(delimiters=["="])
-    settings.read(ROOT / "settings.ini", encoding="utf-8")
-    assert metadata("vqgen")["Requires-Python"] == f">={settings['DEFAULT']['min_python']}" == ">=3.10"
+    assert metadata("vqgen")["Requires-Python"] == f">={settings()['min_python']}" == ">=3.10"
