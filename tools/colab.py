@@ -27,10 +27,10 @@ if "google.colab" in sys.modules:   # elsewhere runs stay where they are
     os.chdir(drive_folder)"""
 
 
-def repository(root=ROOT):
+def repository():
     "The address of the repository and its branch, as settings.ini has them."
     parser = ConfigParser(delimiters=["="])
-    parser.read(root / "settings.ini", encoding="utf-8")
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
     return parser["DEFAULT"]["git_url"], parser["DEFAULT"]["branch"]
 
 
@@ -80,9 +80,9 @@ def head(name, names):
     return cells
 
 
-def notebooks(root=ROOT):
+def notebooks():
     "The notebooks by name, the index last."
-    paths = sorted((root / "nbs").glob("*.ipynb"), key=lambda path: (path.stem == "index", path.stem))
+    paths = sorted((ROOT / "nbs").glob("*.ipynb"), key=lambda path: (path.stem == "index", path.stem))
     return {path.stem: nbformat.read(path, as_version=4) for path in paths}
 
 

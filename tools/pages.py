@@ -17,11 +17,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
-from colab import BADGE, colab_address
+from colab import BADGE, colab_address, repository
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK, SITE = ROOT / "_proc" / "site", ROOT / "_docs"
-BLOB = "https://github.com/vqgen/vqgen/blob/main"
+BLOB = "/blob/".join(repository())
 LINK = re.compile(r'(\]\()(?![a-z]+:|#|/)([^)#\s]+)')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 FENCE = "`" * 8
@@ -111,7 +111,7 @@ def navigation():
     books = [{chapter: [*map(entry, names)]} for chapter, names in chapters().items()]
     return [{"Overview": "index.md"}, {"Notebooks": [entry("00_start"), *books]},
             {"Reference": [{name: f"reference/{name}.md"} for name in modules()]},
-            {"GitHub": BLOB.removesuffix("/blob/main")}]
+            {"GitHub": repository()[0]}]
 
 
 def write_sources(folder):

@@ -8,9 +8,9 @@ __all__ = ['SHAPING', 'runs_folder', 'open_folder', 'begun_facts', 'other_data',
            'train_vqvae', 'unknown_characters', 'extend_tokenizer', 'note_unfinished', 'open_vqvae', 'save_tokenizer',
            'open_tokenizer', 'encode_splits', 'drawing_sampler', 'prior_facts', 'as_begun', 'train_in_stages',
            'train_prior_in', 'train_model', 'knows_attributes', 'knows_roles', 'load_classifier', 'load_judge',
-           'reconstructions', 'reconstruct', 'nearest_judge', 'milliseconds_per_image', 'held_out_likelihood',
-           'drawings_of', 'judged_figures', 'nearest_figures', 'unseen_words_allowed', 'measure', 'summary',
-           'gallery_captions', 'draw_gallery', 'demo']
+           'reconstructions', 'reconstruct', 'nearest_judge', 'median_milliseconds', 'milliseconds_per_image',
+           'held_out_likelihood', 'drawings_of', 'judged_figures', 'nearest_figures', 'unseen_words_allowed', 'measure',
+           'summary', 'gallery_captions', 'draw_gallery', 'demo']
 
 # %% ../nbs/86_experiment.ipynb #9a134338
 import contextlib
@@ -428,14 +428,19 @@ def nearest_judge(data, validation, vqvae, **options):
     return NearestJudge(batches, faces, [place < len(data) for place in range(len(faces))], **options)
 
 # %% ../nbs/86_experiment.ipynb #39000011
-def milliseconds_per_image(pipeline, captions, repeats=20, **options):
-    "The median time of one picture, caption to pixels, drawn alone; `options` are those of drawing."
+def median_milliseconds(draw, repeats=20):
+    "The median time of `draw(i)` for i = 0, 1, ..., in milliseconds, of `repeats` after three that warm up."
     times = []
-    for i in range(repeats + 3):                                   # the first three warm up
+    for i in range(repeats + 3):
         start = time.perf_counter()
-        pipeline(captions[i % len(captions)], seed=i, **options)
+        draw(i)
         times.append(1000 * (time.perf_counter() - start))
     return sorted(times[3:])[repeats // 2]
+
+def milliseconds_per_image(pipeline, captions, repeats=20, **options):
+    "The median time of one picture, caption to pixels, drawn alone; `options` are those of drawing."
+    def draw(i): pipeline(captions[i % len(captions)], seed=i, **options)
+    return median_milliseconds(draw, repeats)
 
 # %% ../nbs/86_experiment.ipynb #86000062
 def held_out_likelihood(pipeline, validation, count=400, **options):
