@@ -1,7 +1,8 @@
-"""What a training step costs beside its products, the loop beside a bare step, `import vqgen` beside torch.
+"""What a training step costs beside its products, the loop beside a bare step, bf16 beside float32, and
+`import vqgen` beside torch.
 
     python tests/benchmarks/bench_training.py [--json FILE] [--config avatars] [--steps 50] [--rounds 8]
-                                              [--only loop|step|import]
+                                              [--only loop|step|precision|import]
 """
 import argparse
 import json
@@ -38,9 +39,9 @@ class Contender:
     loop: Callable
 
 
-def contenders(config, steps):
+def contenders(config, steps, precision="auto"):
     "The VQ-VAE and the brain of `config`, for `steps` steps each."
-    fast = {"steps": steps, "eval_every": 10**9, "save_every": 10**9}
+    fast = {"steps": steps, "eval_every": 10**9, "save_every": 10**9, "precision": precision}
     data, section = load_data(config.data, "train"), config.vqvae.train.model_copy(update=fast)
     yield Contender("vqvae", lambda: VQVAE(config.vqvae.model), data, section, model_loss,
                     lambda model, data: train(model, data, section, tempfile.mkdtemp()))
@@ -142,6 +143,16 @@ def step_figures(config, rounds):
     return figures
 
 
+def precision_figures(config, steps, rounds):
+    "How long a step of the brain's loop takes in bf16, in times of float32: timed in turns."
+    ways = [list(contenders(config, steps, precision))[1] for precision in ("float32", "bf16")]
+    times = [[mean_of_faster_half(looped(way)[0]) for way in ways] for _ in range(rounds)]
+    single, half = map(statistics.median, zip(*times))
+    ratio = statistics.median(after / before for before, after in times)
+    print(f"\nbrain: float32 {single:.1f} ms a step, bf16 {half:.1f} ms: {ratio:.3f}x")
+    return {"brain_bf16_vs_float32": ratio}
+
+
 def import_figures(rounds=5):
     "How long `import vqgen` takes, in times of `import torch`, each in a fresh process."
     def seconds(module):
@@ -160,12 +171,13 @@ def main():
     parser.add_argument("--config", default="avatars")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--only", choices=("loop", "step", "import"))
+    parser.add_argument("--only", choices=("loop", "step", "precision", "import"))
     options = parser.parse_args()
     config, figures = load_config(options.config), {}
     print(f"{options.config} on {processor()}, {torch.get_num_threads()} threads")
     if options.only in (None, "loop"): figures |= loop_figures(config, options.steps, options.rounds)
     if options.only in (None, "step"): figures |= step_figures(config, 4 * options.rounds)
+    if options.only == "precision": figures |= precision_figures(config, options.steps, options.rounds)
     if options.only in (None, "import"): figures |= import_figures()
     if options.json: Path(options.json).write_text(json.dumps(figures, indent=2), "utf-8")
 
