@@ -78,8 +78,8 @@ def main():
         splits = load_splits(config)
         minutes = minutes_of_training(config, Path(folder) / "run")
         figures = figures_of(config, Path(folder) / "run", *splits)
-    print(f"{minutes:.1f} minutes, prompt accuracy {figures['accuracy']:.1%}, copies {figures['psnr']:.1f} dB",
-          f"{torch.get_num_threads()} threads, {processor()}", sep="\n")
+    found = f"prompt accuracy {figures['accuracy']:.1%}, copies {figures['psnr']:.1f} dB"
+    print(f"{minutes:.1f} minutes, {found}", f"{torch.get_num_threads()} threads, {processor()}", sep="\n")
     print(*[f"does not count: {fault}" for fault in faults(config, figures)] or ["counts"], sep="\n")
 
 
