@@ -1,8 +1,8 @@
 """The documentation site: `python tools/pages.py` writes it to _docs/ (tools/site says with what, and why).
 
-Notebooks, as they are saved, become Markdown; each module gets a page, which mkdocstrings fills. Where there
-is npm, a page that draws is added. Then the site is built, its formulas
-become MathML, and all its links are checked.
+Notebooks, as they are saved, become Markdown; each module gets a page, which mkdocstrings fills. Where npm
+gives its runtime, a page that draws is added. Then the site is built, its formulas become MathML, and all its
+links are checked.
 """
 import base64
 import html
