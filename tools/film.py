@@ -16,10 +16,10 @@ from vqgen.experiment import unseen_words_allowed
 from vqgen.pipeline import Pipeline, find_run
 from vqgen.viz import image_grid, paint
 
-ROOT = Path(__file__).resolve().parent.parent
-FILE = ROOT / "nbs" / "images" / "one_pass.gif"
-RUN, COUNT, SCALE, PADDING = "vqgen/avatars-hour", 7, 4, 8   # faces in a row; a pixel becomes SCALE x SCALE
-MILLISECONDS, HELD = 350, 4000                               # a round is shown, and the last
+FILE = Path(__file__).resolve().parent.parent / "nbs" / "images" / "one_pass.gif"
+RUN, COUNT = "vqgen/avatars-hour", 7    # faces in a row
+SCALE, PADDING = 4, 8                   # a pixel becomes SCALE x SCALE
+MILLISECONDS, HELD = 350, 4000          # a round is shown, and the last
 
 
 def held_out_captions():
@@ -32,7 +32,7 @@ def held_out_captions():
 def frame(images, captions):
     "`images` (B, 3, H, W) in a row, their captions beneath, as a Pillow picture."
     faces = image_grid(images, columns=COUNT, scale=SCALE, padding=PADDING)
-    texts, font = [textwrap.fill(caption, 20) for caption in captions], ImageFont.load_default(size=13)
+    font, texts = ImageFont.load_default(size=13), [textwrap.fill(caption, 20) for caption in captions]
     top, height = faces.height + 2 * PADDING, 17 * max(text.count("\n") + 1 for text in texts)
     sheet = Image.new("RGB", (faces.width + 2 * PADDING, top + height + PADDING), "#f2f2ee")
     sheet.paste(faces, (PADDING, PADDING))
@@ -54,7 +54,7 @@ def main():
     frames = [one.quantize(palette=colours, dither=Image.Dither.NONE) for one in frames]
     shown = [MILLISECONDS] * (len(frames) - 1) + [HELD]
     frames[0].save(FILE, save_all=True, append_images=frames[1:], duration=shown, loop=0)
-    print(f"{FILE.relative_to(ROOT)}: {len(frames)} rounds, {FILE.stat().st_size / 1e3:.0f} kB")
+    print(f"{FILE.name}: {len(frames)} rounds, {FILE.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__": main()
