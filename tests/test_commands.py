@@ -1,4 +1,5 @@
 "Each command by its help, its example and its files, with the run that the package brings."
+import os
 import shlex
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from tiny import error_line, refusal, vqgen
 from vqgen.cli import app
 from vqgen.data.datasets import cache_dir
 from vqgen.pictures import samples_folder
-from vqgen.pipeline import find_run
+from vqgen.pipeline import find_run, shipped_runs
 
 COMMANDS = ["train", "generate", "caption", "inpaint", "reconstruct", "evaluate", "data", "demo", "config",
             "push", "export"]
@@ -58,6 +59,13 @@ def test_each_help_ends_in_an_example_that_the_command_understands(name):
         context = command.make_context(name, given, parent=parent)
     rest = list(context.args)
     assert all(key.startswith("--") and "." in key for key in rest[::2]), "an option that does not exist"
+
+
+@pytest.mark.parametrize("name", [*COMMANDS[1:6], "push", "export"])
+def test_help_names_the_runs_that_the_package_brings(name):
+    said = vqgen(name, "--help", env={**os.environ, "COLUMNS": "200"}).stdout
+    [line] = [line for line in said.splitlines() if "The run folder" in line]
+    assert all(run in line for run in shipped_runs())
 
 
 # --- pictures ---

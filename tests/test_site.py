@@ -9,9 +9,11 @@ from pages import (
     chapters,
     module_page,
     modules,
+    navigation,
     notebook_page,
     site_link,
     with_mathml,
+    write_draw,
 )
 from paths import NOTEBOOKS, ROOT
 
@@ -60,9 +62,21 @@ def test_broken_links_are_found(tmp_path):
     assert broken_links(tmp_path) == ["b/index.html: ../#no", "index.html: c.png"]
 
 
+def test_without_npm_the_site_does_not_draw(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not write_draw(tmp_path / "draw") and not (tmp_path / "draw").exists()
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("the site is built without the page that draws: npm")
+    assert {"Draw": "draw/index.html"} in navigation(True)
+    assert [page for page in navigation(True) if "Draw" not in page] == navigation(False)
+
+
 @pytest.mark.slow
-def test_site_is_whole(tmp_path):
-    "Built, which checks its links, it has every page, no formula in TeX, and takes nothing from elsewhere."
+def test_site_is_whole(tmp_path, capfd):
+    """Built, which checks its links, it has every page, no formula in TeX, and takes nothing from elsewhere.
+
+    Where npm gives the runtime, it draws, and each page leads there.
+    """
     for name in ("zensical", "latex2mathml"): pytest.importorskip(name, reason=TOOLS)
     site = build(tmp_path / "work")
     pages = {path.parent.relative_to(site).as_posix(): path.read_text("utf-8")
@@ -73,3 +87,6 @@ def test_site_is_whole(tmp_path):
         assert 'class="arithmatex"' not in page, name
         assert not re.search(r'<(script|img)[^>]* src="https?:|"stylesheet"[^>]* href="https?:', page), name
     assert "psnr" in (site / "search.json").read_text("utf-8")
+    draws = "without the page that draws" not in capfd.readouterr().out
+    assert (site / "draw" / "pass.onnx").is_file() == draws
+    assert ('href="../draw/index.html"' in pages["00_start"]) == draws

@@ -32,7 +32,7 @@ def minutes(path, exported=True):
 
 
 def paths(root=ROOT):
-    "For each notebook of the two paths its name and its minutes: a dict of `(two hours or None, ten hours)`."
+    "For each notebook its name and its minutes on the two paths: a dict of `(short or None, long)`."
     found = sorted((root / "nbs").glob("[0-5]*.ipynb"))
     short = {path.stem: minutes(path, exported=False) for path in found if path.stem in TWO_HOURS}
     return {path.stem: (short.get(path.stem), minutes(path)) for path in found}
@@ -44,7 +44,7 @@ def table(rows):
              for name, (short, long) in rows.items()]
     short, long = (sum(row[place] or 0 for row in rows.values()) / 60 for place in (0, 1))
     cells.append(("**together**", f"**{short:.1f} hours**", f"**{long:.1f} hours**"))
-    head = ["| notebook | two hours: minutes | ten hours: minutes |", "|---|---|---|"]
+    head = ["| notebook | two hours: minutes | twelve hours: minutes |", "|---|---|---|"]
     return "\n".join(head + [f"| {' | '.join(row)} |" for row in cells])
 
 

@@ -1,7 +1,8 @@
 """The documentation site: `python tools/pages.py` writes it to _docs/ (tools/site says with what, and why).
 
-Notebooks, as they are saved, become Markdown; each module gets a page, which mkdocstrings fills; the site is
-built, its formulas become MathML, and all its links are checked.
+Notebooks, as they are saved, become Markdown; each module gets a page, which mkdocstrings fills. Where npm
+gives its runtime, a page that draws is added. Then the site is built, its formulas become MathML, and all its
+links are checked.
 """
 import base64
 import html
@@ -11,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,6 +27,7 @@ BLOB = "/blob/".join(repository())
 LINK = re.compile(r'(\]\()(?![a-z]+:|#|/)([^)#\s]+)')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 FENCE = "`" * 8
+RUN = "vqgen/avatars-hour"     # what the site draws with
 
 
 def site_link(match):
@@ -102,14 +105,29 @@ def chapters():
     return dict(zip(parts[1::2], rows))
 
 
-def navigation():
-    "The pages in their order, as MkDocs takes them."
+def write_draw(folder):
+    "Write the page that draws into `folder`, or say that npm is not to be had; returns whether it is there."
+    from vqgen.errors import VQGenError
+    from vqgen.export.web import export_web, fetch_runtime
+    from vqgen.pipeline import Pipeline
+    with tempfile.TemporaryDirectory() as runtime:
+        try: fetch_runtime(runtime)
+        except VQGenError as error:
+            print(f"the site is built without the page that draws: {error}")
+            return False
+        export_web(Pipeline.from_pretrained(RUN, "cftn-v2", "cpu"), folder, runtime)
+    return True
+
+
+def navigation(draw):
+    "The pages in their order, as MkDocs takes them; `draw` says whether the one that draws is among them."
     def entry(name):
         cells = nbformat.read(ROOT / "nbs" / f"{name}.ipynb", as_version=4).cells
         title = next(cell.source for cell in cells if cell.source.startswith("# ")).split("\n")[0]
         return {f"{name[:2]} {title[2:]}": f"{name}.md"}
     books = [{chapter: [*map(entry, names)]} for chapter, names in chapters().items()]
-    return [{"Overview": "index.md"}, {"Notebooks": [entry("00_start"), *books]},
+    drawing = [{"Draw": "draw/index.html"}] if draw else []
+    return [{"Overview": "index.md"}, *drawing, {"Notebooks": [entry("00_start"), *books]},
             {"Reference": [{name: f"reference/{name}.md"} for name in modules()]},
             {"GitHub": repository()[0]}]
 
@@ -128,9 +146,10 @@ def write_sources(folder):
         (docs / "reference" / f"{name}.md").write_text(module_page(name, path), "utf-8")
     shutil.copytree(ROOT / "nbs" / "images", docs / "images")
     shutil.copy(ROOT / "tools" / "site" / "site.css", docs)
+    pages = navigation(write_draw(docs / "draw"))
     config = (ROOT / "tools" / "site" / "mkdocs.yml").read_text("utf-8")
     config = config.replace("../..", str(ROOT))
-    (folder / "mkdocs.yml").write_text(f"{config}nav: {json.dumps(navigation())}\n", "utf-8")   # JSON is YAML
+    (folder / "mkdocs.yml").write_text(f"{config}nav: {json.dumps(pages)}\n", "utf-8")   # JSON is YAML
 
 
 def with_mathml(text):

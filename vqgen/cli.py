@@ -60,7 +60,7 @@ def example(line): return f"\b\nExample: vqgen {line}"   # the last line of a he
 RUN = Path("runs/demo")
 ConfigArgument = Annotated[str, typer.Argument(help="A preset, or the path of a YAML file.")]
 ConfigOption = Annotated[str, option("A preset, or the path of a YAML file.")]
-RunOption = Annotated[Path, option("The run folder, or avatars-hour, which the package brings.")]
+RunOption = Annotated[Path, option("The run folder, or avatars-hour or emoji, which the package brings.")]
 FreshOption = Annotated[bool, option("Start over instead of going on with what is there.", "--fresh")]
 SeedOption = Annotated[int, option("The same seed gives the same pictures, or captions.")]
 
@@ -408,13 +408,13 @@ def demo(context: typer.Context, config: ConfigOption = "avatars", run: DemoRunO
 # %% ../nbs/87_cli.ipynb #d273ee0a
 @app.command(name="config", context_settings=OVERRIDES, epilog=example("config avatars > mine.yaml"))
 def show_config(context: typer.Context, config: ConfigArgument = "avatars"):
-    "Print a config with every key written out."
+    "Print a config with every key written out. Change its name in yours: runs are called after it."
     arguments = context.args
     if config.startswith("--"): config, arguments = "avatars", [config, *arguments]   # no name was given
     print(dump_config(load_config(config, parse_overrides(arguments))), end="")
 
 # %% ../nbs/87_cli.ipynb #87c10007
-RunArgument = Annotated[str, typer.Argument(help="The run folder, or avatars-hour.")]
+RunArgument = Annotated[str, typer.Argument(help="The run folder, or avatars-hour or emoji.")]
 RepoArgument = Annotated[str, typer.Argument(help="Where to on the Hub: owner/name.")]
 PrivateOption = Annotated[bool, option("Show the model to nobody else.", "--private")]
 
