@@ -23,7 +23,7 @@ BESIDE = ("Makefile", "settings.ini", "setup.py", "constraints.txt", "pyproject.
           ".gitignore", ".gitattributes", ".gitconfig")
 PLACES = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
 PINK = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"      # errors look so, too
-RESTART = "Canceled future for"                                # JupyterLab itself, where a kernel is restarted
+RESTART = "Canceled future for"     # so JupyterLab complains of itself where a kernel is restarted
 PANEL = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 IDLE = f"{PANEL} .jp-Notebook-ExecutionIndicator[data-status=idle]"
 
@@ -102,8 +102,8 @@ def screenshots(tmp_path_factory):
     def take(page, name):
         for theme in ("Dark", "Light"):
             choose(page, "Settings", "Theme", f"JupyterLab {theme}")
-            page.locator("#jupyterlab-splash").wait_for(state="detached")
             page.locator(f"body[data-jp-theme-name='JupyterLab {theme}']").wait_for(state="attached")
+            page.locator("#jupyterlab-splash").wait_for(state="detached")
             page.screenshot(path=folder / f"{name}-{theme.lower()}.png")
     return take
 
@@ -113,7 +113,7 @@ def page(browser):
     "A page without a network but for this machine: badges are empty pictures."
     with opened_page(browser, RESTART, viewport={"width": 1440, "height": 900}) as page:
         nothing = {"status": 200, "content_type": "image/svg+xml",
-                   "body": '<svg xmlns="http://www.w3.org/2000/svg"/>'}
+                   "body": '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>'}
         page.route(lambda url: "//localhost" not in url, lambda route: route.fulfill(**nothing))
         yield page
 
