@@ -31,8 +31,8 @@ test: $(VENV)/.dev  ## check the style, run every notebook, then the tests
 	$(RUN) MPLBACKEND=Agg OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	$(RUN) python -m pytest tests
 
-lab: $(VENV)/.dev  ## open JupyterLab at the index of the notebooks
-	$(RUN) jupyter lab nbs/index.ipynb
+lab: $(VENV)/.dev $(VENV)/.hooks  ## open JupyterLab at the index; ARGS="--no-browser --port 9999" for its options
+	$(RUN) JUPYTER_CONFIG_PATH="$(abspath $(VENV))/.jupyter" jupyter lab nbs/index.ipynb --ServerApp.root_dir="$(CURDIR)" $(ARGS)
 
 export: $(VENV)/.dev  ## after an edit: notebooks -> vqgen/ and README.md
 	$(RUN) nbdev_export
@@ -75,6 +75,16 @@ $(VENV)/.library: $(VENV)/.python settings.ini setup.py constraints.txt
 
 $(VENV)/.dev: $(VENV)/.library
 	$(PIP) $$($(FIND_CPU_INDEX)) -e ".[dev]" -c constraints.txt
+	@touch $@
+
+# nbdev's hooks: JupyterLab saves notebooks clean, and git merges them cell by cell. nbdev writes for JupyterLab in the home
+# folder, so here another one is put in its place; and git shall find nbdev where it is. Only a clone has hooks: a copy
+# or a worktree goes without.
+$(VENV)/.hooks: $(VENV)/.dev
+	if [ -d .git ]; then HOME="$(abspath $(VENV))" $(RUN) nbdev_install_hooks && \
+	rm "$(VENV)/.jupyter/jupyter_notebook_config.py" && \
+	git config --local merge.nbdev-merge.driver '"$(BIN)/nbdev_merge" %O %A %B %P' && \
+	printf '#!/bin/sh\nPATH="%s:$$PATH" nbdev_trust\n' "$(BIN)" > .git/hooks/post-merge; fi
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.dev

@@ -56,6 +56,8 @@ def test_export_is_current(copy):
 
 def test_notebooks_are_clean(copy):
     before = {path.name: json.loads(path.read_bytes()) for path in (copy / "nbs").glob("*.ipynb")}
+    more = [name for name, notebook in before.items() if [*notebook["metadata"]] != ["kernelspec"]]
+    assert not more, f"{more} hold widgets of a kernel that is gone: run them by `make notebooks`"
     nbdev("clean", copy)
     dirty = [name for name in before if json.loads((copy / "nbs" / name).read_bytes()) != before[name]]
     assert not dirty, f"{dirty} hold what nbdev_clean removes: run `make export`"

@@ -1,17 +1,14 @@
 "The page draws what Python draws: it is opened in Chromium, captions are typed, codes and pixels compared."
-import base64
 import functools
-import io
 import json
 import random
-import shutil
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from browser import chromium, opened_page, picture_of
 from tiny import refusal
 
 from vqgen.config import DataConfig, TextConfig
@@ -25,7 +22,6 @@ pytest.importorskip("onnx", reason="needs the extra `export`")
 from vqgen.export import web  # noqa: E402
 from vqgen.export.onnx import PassGraph, exported_codes, open_graph, run_graph  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = ["", " ", "  a  hat ", "A Person WITH Red HAIR", "red,hat!?$+<=>^`|~ (x) [y] {z}", "a\tb\nc",
            "\ufb01ne \uff46\uff55ll \u00bd \u00b2 \u2163", "İstanbul ΣΑΣ ẞ \u01c5",
            "[EOS] and [PAD]x[[BOS]]", "[bos]", "▁▁x▁", "日本語 の 顔", "e\u0301 é n\u0303 Å \u212b",
@@ -39,12 +35,7 @@ class Silent(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None: pytest.skip("there is no Chromium here: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with chromium() as browser: yield browser
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +58,10 @@ def address(folder):
 @pytest.fixture
 def page(browser, address):
     "The page when it has drawn for the first time; afterwards it must not have complained."
-    page, faults = browser.new_page(), []
-    page.set_default_timeout(120_000)
-    page.on("pageerror", lambda fault: faults.append(str(fault)))
-    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-    page.goto(address)
-    page.wait_for_selector("canvas[aria-label]")
-    yield page
-    page.close()
-    assert not faults
+    with opened_page(browser) as page:
+        page.goto(address)
+        page.wait_for_selector("canvas[aria-label]")
+        yield page
 
 
 def typed(page, caption):
@@ -96,8 +82,7 @@ def codes_on(page): return [int(code) for code in page.locator("#codes").text_co
 
 def pixels(page):
     "What the canvas shows, (H, W, 3) uint8."
-    text = page.evaluate("document.getElementById('picture').toDataURL().split(',')[1]")
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
+    return np.asarray(picture_of(page.evaluate("document.getElementById('picture').toDataURL()")))
 
 
 def test_typed_captions_give_the_codes_and_pixels_of_python(page, pipe, folder):

@@ -74,7 +74,8 @@ def identifier(name, kind):
 
 def head(name, names):
     "The cells with which the notebook `name`, one of `names` or the index, begins."
-    cells = [nbformat.v4.new_code_cell(installation(name))]
+    folded = {"jupyter": {"source_hidden": True}}              # in JupyterLab, which has no use for it
+    cells = [nbformat.v4.new_code_cell(installation(name), metadata=folded)]
     if name in names: cells.insert(0, nbformat.v4.new_markdown_cell(links(name, names)))
     for cell in cells: cell.id = identifier(name, cell.cell_type)
     return cells

@@ -242,8 +242,8 @@ def button_grid(size, click, note):
 def mark_buttons(grid, colours, marked):
     "Give the buttons of `grid` their `colours`, a list, and a cross to those whose number is `marked`."
     for number, (button, colour) in enumerate(zip(grid.children, colours)):
-        button.style.button_color = colour
-        button.description = "x" if number in marked else ""
+        button.style.button_color, button.style.text_color = colour, INK   # in a dark theme as well
+        button.description = "x" if number in marked else " "   # of "" the browser takes no notice
 
 # %% ../nbs/51_widgets.ipynb #5100001f
 def codes_widget(pipe, caption=CAPTION, seed=0):

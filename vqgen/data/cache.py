@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..files import check_place, explain_faults, locked, open_file, write_atomically
 

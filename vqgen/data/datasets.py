@@ -23,7 +23,7 @@ import platformdirs
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..config import DRAWN
 from .avatars import avatar_examples, hold_out

@@ -11,7 +11,7 @@ import itertools
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..config import DRAWN
 from .contents import content_facts, short_hash

@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..errors import VQGenError
 

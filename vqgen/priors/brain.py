@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 # %% ../../nbs/37_priors.brain.ipynb #2f883545
 from ..config import BrainConfig, PriorShape, StageConfig, parse_section

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..data.cache import cached_array
 from ..errors import VQGenError

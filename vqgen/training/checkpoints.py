@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..config import parse_section
 from ..errors import VQGenError

@@ -13,7 +13,7 @@ import uuid
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..config import TrainConfig
 from ..errors import VQGenError
