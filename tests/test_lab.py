@@ -60,7 +60,8 @@ def served(project, scratch):
     outer = ("MAKE", "MFLAGS")                                 # of the make that runs these tests
     environment = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
     environment |= dict.fromkeys(PLACES, str(scratch))
-    command = ["make", "lab", "ARGS=--no-browser --allow-root"]
+    # The make that runs these tests may have named another environment.
+    command = ["make", "lab", "VENV=.venv", "ARGS=--no-browser --allow-root"]
     process = subprocess.Popen(command, cwd=project, env=environment, text=True, start_new_session=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lines = queue.Queue()
