@@ -153,8 +153,11 @@ def cell(page, code):
 
 def run_cell(page, code):
     "Run the cell in which `code` stands."
-    cell(page, code).locator(".cm-content").click()
+    chosen = cell(page, code)
+    chosen.locator(".cm-content").click()
+    chosen.and_(page.locator(".jp-mod-active")).wait_for()
     press(page, "notebook:run-cell-and-select-next")
+    chosen.locator(".jp-InputPrompt", has_text=re.compile(r"\[[\d*]+\]")).wait_for()
 
 
 def run_all(page, path):
