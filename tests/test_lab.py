@@ -1,4 +1,4 @@
-"""A reader's hour in JupyterLab: `make lab` in a clone, notebooks opened, run, played with and stopped.
+"""A reader's hour in JupyterLab: `make lab` in a clone, notebooks opened, run and played with.
 
 Pictures of it, light and dark, are in the folder that VQGEN_SCREENSHOTS names.
 """
@@ -151,15 +151,6 @@ def cell(page, code):
     return page.locator(".jp-CodeCell", has=page.locator(".jp-InputArea-editor", has_text=code))
 
 
-def run_cell(page, code):
-    "Run the cell in which `code` stands."
-    chosen = cell(page, code)
-    chosen.locator(".cm-content").click()
-    chosen.and_(page.locator(".jp-mod-active")).wait_for()
-    press(page, "notebook:run-cell-and-select-next")
-    chosen.locator(".jp-InputPrompt", has_text=re.compile(r"\[[\d*]+\]")).wait_for()
-
-
 def run_all(page, path):
     "Restart the kernel and run all cells, those of the notebook file `path`; none fails or writes to stderr."
     count = sum(found.cell_type == "code" for found in nbformat.read(path, as_version=4).cells)
@@ -261,24 +252,3 @@ def paint_two_rows(widget):
     before, after = (picture_of(url) for url in (before, shown(picture, old=before)))
     bottom = (0, before.height * 7 // 8, before.width, before.height)
     assert before.crop(bottom).tobytes() == after.crop(bottom).tobytes()
-
-
-def train_and_stop(page, code, before):
-    "Run the training cell in which `code` stands, stop it when it is beyond step `before`; where it stopped."
-    run_cell(page, code)
-    output = cell(page, code).locator(".jp-OutputArea")
-    page.wait_for_function("""([output, before]) => {
-        const found = /(\\d+)\\/1500/.exec(output.textContent);
-        return found && Number(found[1]) > before; }""", arg=[output.element_handle(), before])
-    press(page, "notebook:interrupt-kernel")
-    said = output.locator(PINK).text_content()
-    return int(re.fullmatch(r"VQGenError: stopped at step (\d+) of 1500; .* goes on .*\n?", said)[1])
-
-
-def test_a_training_is_stopped_and_goes_on(visit, screenshots):
-    page, training = visit("15_train_vqvae"), "run = runs_folder()"
-    for code in ("from vqgen.experiment import", "changes = {"): run_cell(page, code)
-    first = train_and_stop(page, training, 0)
-    screenshots(page, "15_train_vqvae-stopped")
-    assert train_and_stop(page, training, first) > first
-    assert page.locator(PINK).count() == 1                     # the one sentence
