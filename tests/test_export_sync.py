@@ -63,12 +63,6 @@ def test_notebooks_are_clean(copy):
     assert not dirty, f"{dirty} hold what nbdev_clean removes: run `make export`"
 
 
-@by_name
-def test_no_widget_is_left_behind(path):
-    "Of widgets that a notebook showed Jupyter saves the state beside the cells; no output needs it."
-    assert "widgets" not in nbformat.read(path, as_version=4).metadata
-
-
 FOLDED = {"cellView": "form", "collapsed": True,                             # Colab; the output
           "jupyter": {"outputs_hidden": True, "source_hidden": True}, "tags": ["hide-cell"]}
 
