@@ -59,6 +59,8 @@ TABLE = torch.tensor([0.4, 0.05, 0.3, 0.1, 0.15])
     ({"temperature": 2.0}, TABLE.sqrt() / TABLE.sqrt().sum()),
     ({"top_k": 2}, torch.tensor([4, 0, 3, 0, 0]) / 7),
     ({"top_p": 0.8}, torch.tensor([0.4, 0, 0.3, 0, 0.15]) / 0.85),
+    ({"min_p": 0.3}, torch.tensor([0.4, 0, 0.3, 0, 0.15]) / 0.85),
+    ({"min_p": 0.3, "temperature": 0.5}, torch.tensor([16, 0, 9, 0, 0]) / 25),     # 0.15 is 9/64 of 0.4
     ({"top_k": 4, "top_p": 0.9}, torch.tensor([0.4, 0, 0.3, 0.1, 0.15]) / 0.95),
     # 0.610, 0.343 and 0.051 * 0.936: two are enough
     ({"temperature": 0.5, "top_k": 3, "top_p": 0.9}, torch.tensor([16, 0, 9, 0, 0]) / 25),
@@ -85,7 +87,7 @@ def test_a_draw_from_broken_logits_is_still_a_code(value):
     logits = torch.randn(2, 5, 9)
     logits[0] = value
     logits[1, :, 3] = value
-    for options in ({}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.5}):
+    for options in ({}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}):
         codes = sample(logits, generators(0, 1), **options)
         assert codes.min() >= 0 and codes.max() < 9
 
@@ -97,6 +99,9 @@ def test_cutting_keeps_what_it_should():
     assert filter_logits(logits, top_k=99).equal(logits) and filter_logits(logits).equal(logits)
     kept = filter_logits(logits, top_p=1e-9).isfinite()
     assert kept.tolist() == [True, False, False, False, False], "the likeliest always stays"
+    kept = filter_logits(logits, min_p=1.0).isfinite()
+    assert kept.tolist() == [True, False, False, False, False], "the likeliest always stays"
+    assert filter_logits(ties, min_p=1.0).isfinite().all(), "nothing is less probable"
     kept = filter_logits(torch.randn(2, 3, 50), top_k=7, top_p=0.9)
     assert kept.isfinite().sum(-1).le(7).all() and kept.isfinite().any(-1).all()
 
@@ -381,6 +386,7 @@ def test_null_captions_come_below():
 @pytest.mark.parametrize("options, part", [
     *(({"temperature": value}, "temperature") for value in (-0.1, float("nan"), float("inf"))),
     ({"top_p": 0.0}, "top_p"), ({"top_p": 1.1}, "top_p"), ({"top_k": -1}, "top_k"), ({"top_k": 1.5}, "top_k"),
+    ({"min_p": -0.1}, "min_p"), ({"min_p": 1.1}, "min_p"),
     ({"guidance_scale": -1.0}, "guidance_scale"), ({"guidance_schedule": "square"}, "guidance_schedule"),
     ({"tempreature": 1.0}, "'temperature'"),
 ])

@@ -895,6 +895,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'vqgen.priors.sampling.Sampling': ('priors.sampling.html#sampling', 'vqgen/priors/sampling.py'),
                                        'vqgen.priors.sampling.Sampling.for_open_codes': ( 'priors.sampling.html#sampling.for_open_codes',
                                                                                           'vqgen/priors/sampling.py'),
+                                       'vqgen.priors.sampling.Sampling.of_a_draw': ( 'priors.sampling.html#sampling.of_a_draw',
+                                                                                     'vqgen/priors/sampling.py'),
                                        'vqgen.priors.sampling.all_open': ('priors.sampling.html#all_open', 'vqgen/priors/sampling.py'),
                                        'vqgen.priors.sampling.apply_guidance': ( 'priors.sampling.html#apply_guidance',
                                                                                  'vqgen/priors/sampling.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'OVERRIDES', 'RUN', 'ConfigArgument', 'ConfigOption', 'RunOption', 'FreshOption', 'SeedOption', 'VersionOption',
            'ModelArgument', 'PriorOption', 'StageOption', 'NewRunOption', 'OriginOption', 'CaptionsArgument',
-           'CountOption', 'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption',
+           'CountOption', 'PromptOption', 'StepsOption', 'TemperatureOption', 'TopKOption', 'TopPOption', 'MinPOption',
            'GuidanceOption', 'CandidatesOption', 'OutOption', 'OverwriteOption', 'SingleOption', 'FilmOption',
            'TrackingOption', 'TrackerOption', 'ProjectOption', 'PicturesArgument', 'WordTemperatureOption',
            'WordTopPOption', 'PictureArgument', 'CaptionArgument', 'MaskOption', 'FIGURES', 'HeldOutOption',
@@ -182,6 +182,8 @@ TemperatureOption = Annotated[
 TopKOption = Annotated[Optional[int], option("Draw from so many of the likeliest codes; 0 from all.")]
 TopPOption = Annotated[
     Optional[float], option("Draw from the likeliest codes that have this probability together.")]
+MinPOption = Annotated[
+    Optional[float], option("Leave out codes less than so many times as probable as the likeliest.")]
 GuidanceOption = Annotated[Optional[float], option("Above 1 follows the caption harder, at twice the work.")]
 CandidatesOption = Annotated[
     Optional[int], option("For cftn-v2: draw so many for each picture, keep what it captions best.")]
@@ -234,10 +236,11 @@ def save_drawings(pictures, outs, captions, seed, facts, folder):
 def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: PriorOption = None,
              num_images: CountOption = 4, seed: SeedOption = 0, steps: StepsOption = None,
              temperature: TemperatureOption = None, top_k: TopKOption = None, top_p: TopPOption = None,
-             guidance_scale: GuidanceOption = None, candidates: CandidatesOption = None,
-             out: OutOption = None, overwrite: OverwriteOption = False, single: SingleOption = False,
-             film: FilmOption = None, prompt: PromptOption = None, mode: TrackingOption = "off",
-             tracker: TrackerOption = "wandb", project: ProjectOption = "vqgen"):
+             min_p: MinPOption = None, guidance_scale: GuidanceOption = None,
+             candidates: CandidatesOption = None, out: OutOption = None,
+             overwrite: OverwriteOption = False, single: SingleOption = False, film: FilmOption = None,
+             prompt: PromptOption = None, mode: TrackingOption = "off", tracker: TrackerOption = "wandb",
+             project: ProjectOption = "vqgen"):
     "Draw pictures of captions, a row for each. What is not said is as the prior has it by default."
     captions = all_captions(captions, prompt)
     if num_images < 1: raise VQGenError(f"--num-images must be at least 1, not {num_images}")
@@ -253,7 +256,7 @@ def generate(captions: CaptionsArgument = None, run: RunOption = RUN, prior: Pri
     from vqgen.viz import to_pil
     check_captions(captions)
     asked = {"steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-             "guidance_scale": guidance_scale, "candidates": candidates}
+             "min_p": min_p, "guidance_scale": guidance_scale, "candidates": candidates}
     options = {name: value for name, value in asked.items() if value is not None}
     pipeline = Pipeline.from_pretrained(run, prior)
     rounds, callback = [], None

@@ -283,8 +283,9 @@ def stream_codes(pipeline, captions, seed=0, generator=None, **options):
 
     `captions` is a list of B strings; image i has the random numbers of seed `seed + i`, or those of
     `generator`. `options` are those of the prior's `stream`: `temperature`, `top_k`, `top_p`,
-    `guidance_scale`, of CFTN and CFTN v2 also `steps`; `given` (B, h, w) holds codes that are to stay. One
-    that is None is as in the prior's `defaults`. Raises `VQGenError` where one of these makes no sense.
+    `min_p`, `guidance_scale`, of CFTN and CFTN v2 also `steps`; `given` (B, h, w) holds codes that are to
+    stay. One that is None is as in the prior's `defaults`. Raises `VQGenError` where one of these makes no
+    sense.
     """
     text = read_captions(pipeline, captions)
     generators = picture_generators(len(text.input_ids), seed, generator)
@@ -319,15 +320,16 @@ def best_codes(pipeline, captions, candidates, seed=0, generator=None, **options
 
 # %% ../nbs/50_pipeline.ipynb #50000020
 def draw_pictures(pipeline, prompt, num_images=1, seed=0, generator=None, callback=None, steps=None,
-                  temperature=None, top_k=None, top_p=None, guidance_scale=None, candidates=1, **options):
+                  temperature=None, top_k=None, top_p=None, min_p=None, guidance_scale=None, candidates=1,
+                  **options):
     """A list of PIL pictures of `prompt`, a caption or a list of captions: `num_images` of each, in turn.
 
     Picture i has the random numbers of seed `seed + i`, or those of `generator`, a `torch.Generator` or a
     list of them, one a picture; `callback(step, codes)` is called with the codes (B, h, w), -1 where
     undecided, after each round, from 0. Each picture is the best of `candidates`, says cftn-v2, which can
-    caption them. `steps` (only of cftn and cftn-v2), `temperature`, `top_k`, `top_p`, `guidance_scale` and
-    the other `options` are, if not given, those of the prior's `defaults`. Raises `VQGenError` where one of
-    these makes no sense.
+    caption them. `steps` (only of cftn and cftn-v2), `temperature`, `top_k`, `top_p`, `min_p`,
+    `guidance_scale` and the other `options` are, if not given, those of the prior's `defaults`. Raises
+    `VQGenError` where one of these makes no sense.
     """
     num_images = whole_number(num_images, "num_images", 1)
     if not isinstance(prompt, (str, list, tuple)):
@@ -335,8 +337,8 @@ def draw_pictures(pipeline, prompt, num_images=1, seed=0, generator=None, callba
     captions = check_captions([prompt] if isinstance(prompt, str) else prompt)
     repeated = sum(([caption] * num_images for caption in captions), [])
     images = pipeline.images(repeated, seed, generator=generator, callback=callback, steps=steps, top_k=top_k,
-                             temperature=temperature, top_p=top_p, guidance_scale=guidance_scale,
-                             candidates=candidates, **options)
+                             temperature=temperature, top_p=top_p, min_p=min_p,
+                             guidance_scale=guidance_scale, candidates=candidates, **options)
     return [to_pil(image) for image in images]
 
 # %% ../nbs/50_pipeline.ipynb #50000022

@@ -145,7 +145,7 @@ def show(widget):
 # %% ../nbs/51_widgets.ipynb #51000013
 CAPTION = "a person with a green mohawk and sunglasses"
 SLIDERS = {"temperature": (ipywidgets.FloatSlider, 0, 2, 0.05),
-           "top_p": (ipywidgets.FloatSlider, 0.05, 1, 0.05),
+           "top_p": (ipywidgets.FloatSlider, 0.05, 1, 0.05), "min_p": (ipywidgets.FloatSlider, 0, 1, 0.05),
            "guidance_scale": (ipywidgets.FloatSlider, 0, 5, 0.25), "steps": (ipywidgets.IntSlider, 1, 16, 1)}
 WIDE = {"description_width": "100px"}          # for names as long as these
 

@@ -24,7 +24,7 @@ from ..errors import VQGenError
 from ..experiment import median_milliseconds
 from ..files import explain_faults, write_atomically
 from ..priors.brain import BiHemisphericBrain, decide_pass
-from ..priors.sampling import darts
+from ..priors.sampling import darts, filter_logits
 from ..priors.text import Text, tokenize
 from ..viz import paint
 
@@ -37,13 +37,14 @@ except ImportError:
     raise VQGenError("an export needs further packages: `pip install 'vqgen[export]'`") from None
 
 # %% ../../nbs/55_export.onnx.ipynb #55000007
-def draw_codes(logits, numbers, temperature):
+def draw_codes(logits, numbers, temperature, min_p=0.0):
     """The codes (B, n) that `numbers` (B, n), in [0, 1), draw from `logits` (B, n, K), as `sample` does.
 
-    `temperature` is a scalar tensor, at least 0; where it is 0 the likeliest code is taken.
+    `temperature` is a scalar tensor, at least 0; where it is 0 the likeliest code is taken. `min_p` is a
+    number.
     """
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature.clamp(min=1e-30)
-    ends = scaled.softmax(-1).cumsum(-1)                                                      # (B, n, K)
+    ends = filter_logits(scaled, min_p=min_p).softmax(-1).cumsum(-1)                          # (B, n, K)
     total = ends[..., -1:]
     drawn = ((ends <= numbers[..., None] * total) & (ends < total)).sum(-1)
     return torch.where(temperature > 0, drawn, logits.argmax(-1))
@@ -53,7 +54,8 @@ class PassGraph(nn.Module):
     """One pass of `brain`, a `BiHemisphericBrain`, from a null canvas; what is left to chance is an input.
 
     Takes `input_ids` int64 and `attention_mask` bool (B, T), `numbers` float32 (B, N), uniform in [0, 1), one
-    for each place, and `temperature`, a float32 scalar of at least 0. Gives codes (B, h, w), int64.
+    for each place, and `temperature`, a float32 scalar of at least 0. Gives codes (B, h, w), int64. `min_p`
+    is the brain's.
     """
     def __init__(self, brain):
         super().__init__()
@@ -64,10 +66,11 @@ class PassGraph(nn.Module):
 
     def forward(self, input_ids, attention_mask, numbers, temperature):
         brain, found = self.brain, []
+        how = temperature, brain.defaults.min_p
         def decide(patches, places):
             logits = brain.code_logits(patches)                                               # (B, n, K)
             last = found and len(found) + 1 == brain.rounds
-            drawn = logits.argmax(-1) if last else draw_codes(logits, numbers[:, places], temperature)
+            drawn = logits.argmax(-1) if last else draw_codes(logits, numbers[:, places], *how)
             found.append(drawn)
             return drawn
         patches = self.patches.expand(input_ids.shape[0], -1, -1)

@@ -417,8 +417,8 @@ def one_pass(brain, text, generators, given, options):
             scale = guidance_at(progress, options.guidance_scale, options.guidance_schedule)
             logits = apply_guidance(logits, scale[:, None, None])
         last = rounds and len(rounds) + 1 == brain.rounds
-        temperature = 0 if last else options.temperature
-        choice = sample(logits.float(), generators, temperature, options.top_k, options.top_p)  # (B, n)
+        how = {"temperature": 0} if last else options.of_a_draw()
+        choice = sample(logits.float(), generators, **how)                                      # (B, n)
         codes[:, places] = torch.where(known < 0, choice, known)
         rounds.append(codes.clone())
         return codes[:, places].repeat(1 + guided, 1)           # both copies are told the same
@@ -513,7 +513,7 @@ class BiHemisphericBrain(GenerationMixin, BrainTowers):
     begin, dropout of captions. `shape` is a `PriorShape`: K codes on a grid of h x w = N places, V tokens,
     at most `max_length` to a caption.
     """
-    defaults = BrainSampling(temperature=0.5)
+    defaults = BrainSampling(min_p=0.25)
 
     def __init__(self, config: BrainConfig, shape: PriorShape):
         super().__init__(config, shape)

@@ -45,11 +45,12 @@ def code_nats(logits, codes):
     return F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none")
 
 # %% ../../nbs/33_priors.sampling.ipynb #63e5d267
-def filter_logits(logits, top_k=0, top_p=1.0):
+def filter_logits(logits, top_k=0, top_p=1.0, min_p=0.0):
     """`logits` (..., K) with minus infinity for unlikely codes.
 
-    Those are all but the `top_k` likeliest (0 keeps all), and of these all but the likeliest that together
-    have probability `top_p` (nucleus sampling, arXiv 1904.09751).
+    Those are all but the `top_k` likeliest (0 keeps all), of these all but the likeliest that together have
+    probability `top_p` (nucleus sampling, arXiv 1904.09751), and all that are less than `min_p` times as
+    probable as the likeliest (arXiv 2407.01082).
     """
     if 0 < top_k < logits.shape[-1]:
         best, codes = logits.topk(top_k)
@@ -59,17 +60,20 @@ def filter_logits(logits, top_k=0, top_p=1.0):
         probabilities = ordered.softmax(-1)
         outside = probabilities.cumsum(-1) - probabilities >= top_p      # what stands before it is enough
         logits = logits.masked_fill(outside.scatter(-1, codes, outside), -math.inf)
+    if min_p:
+        least = logits.amax(-1, keepdim=True) + math.log(min_p)
+        logits = logits.masked_fill(logits < least, -math.inf)
     return logits
 
-def sample(logits, generators, temperature=1.0, top_k=0, top_p=1.0):
+def sample(logits, generators, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """A code for each position (B, N), drawn from `logits` (B, N, K); the likeliest where `temperature` is 0.
 
-    Row i is drawn with `generators[i]`; `top_k` and `top_p` as in `filter_logits`.
+    Row i is drawn with `generators[i]`; `top_k`, `top_p` and `min_p` as in `filter_logits`.
     """
     if temperature == 0: return logits.argmax(-1)
     if temperature != 1:     # at most 0, and not 0 / 0: a tiny temperature cannot overflow
         logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
-    probabilities = filter_logits(logits, top_k, top_p).softmax(-1)
+    probabilities = filter_logits(logits, top_k, top_p, min_p).softmax(-1)
     return hit(probabilities, darts(generators, logits.shape[1], logits.device))
 
 # %% ../../nbs/33_priors.sampling.ipynb #3eb09f6e
@@ -122,7 +126,12 @@ class Sampling(Section):
     guidance_scale: float = Field(1.0, ge=0)   # 1: no guidance
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
     top_k: int = Field(0, ge=0)                # 0: all
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1)      # 1: all
+    min_p: float = Field(0.0, ge=0, le=1)      # 0: all
+
+    def of_a_draw(self):
+        "The options that `sample` has, a dict."
+        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
 
     def for_open_codes(self, count):
         "The same options for pictures in which at most `count` codes are open."
@@ -178,11 +187,11 @@ def sample_autoregressive(prior, text, generators, given, options):
     with torch.inference_mode(): state = prior.prefill(trim(with_unconditional(text) if guided else text))
     progress = torch.arange(1, count + 1) / count
     guidance = guidance_at(progress, options.guidance_scale, options.guidance_schedule)              # (N,)
-    codes = torch.full_like(given, -1)
+    how, codes = options.of_a_draw(), torch.full_like(given, -1)
     last = torch.full_like(given[:, 0], prior.shape.codebook_size)               # (B,), the start token
     for place in range(count):
         logits = guided_logits(prior, last, state, guidance[place] if guided else None)              # (B, K)
-        drawn = sample(logits[:, None], generators, options.temperature, options.top_k, options.top_p)[:, 0]
+        drawn = sample(logits[:, None], generators, **how)[:, 0]
         last = torch.where(given[:, place] < 0, drawn, given[:, place])                              # (B,)
         codes[:, place] = last
         yield codes.clone()
@@ -235,7 +244,7 @@ def sample_masked(prior, text, generators, given, options):
         progress = (step / steps).clamp(max=1)                                                     # (B, 1)
         guidance = guidance_at(progress, options.guidance_scale, options.guidance_schedule).float()[..., None]
         logits = guided_logits(prior, canvas, state, guidance if guided else None)                 # (B, N, K)
-        choice = sample(logits, generators, options.temperature, options.top_k, options.top_p)     # (B, N)
+        choice = sample(logits, generators, **options.of_a_draw())                                 # (B, N)
         priority = places
         if options.order == "confidence" and step < options.steps:                # the last decides all
             priority = confidence(logits, choice)                                                  # (B, N)
