@@ -164,7 +164,8 @@ pictures[0].save("picture.png")
 |---|---|---|---|---|
 {rows}
 
-Captions are read in {words:,} tokens, at most {length} each. The weights are safetensors; no file holds code.
+The vocabulary has {words:,} tokens; a caption may have {length} of them. The weights are safetensors; no
+file holds code.
 
 ## Data
 
