@@ -1,7 +1,7 @@
 """Draw one picture for each of the first held-out captions of a run, beside the true one, on one sheet.
 
-    python tools/sheet.py vqgen/emoji vqgen/trained/emoji/sheet.jpg [--prior cftn-v2] [--captions 100]
-        [--temperature 0.5] [--guidance 1]
+    python tools/sheet.py vqgen/emoji nbs/images/emoji.jpg [--prior cftn-v2] [--captions 100]
+        [--temperature 1] [--guidance 1]
 
 Each cell has the true picture, what its codes give back, and the drawing.
 """
@@ -27,7 +27,7 @@ def parse():
     parser.add_argument("file")
     parser.add_argument("--prior", default="cftn-v2")
     parser.add_argument("--captions", type=int, default=100)
-    parser.add_argument("--temperature", type=float, default=0.5)
+    parser.add_argument("--temperature", type=float)
     parser.add_argument("--guidance", type=float, default=1.0)
     return parser.parse_args()
 
