@@ -87,7 +87,7 @@ def test_generate_draws_a_row_for_each_caption(run, tmp_path):
     "Into the file that was asked for, or one named after the caption; the same seed gives the same bytes."
     out = tmp_path / "deep" / "picture.png"
     ask = ["generate", "a ../face: of/me?", "somebody else", "--run", run, "--num-images", 3, "--steps", 4,
-           "--temperature", 0.5, "--guidance-scale", 2, "--seed", 7]
+           "--temperature", 0.5, "--min-p", 0.1, "--guidance-scale", 2, "--seed", 7]
     result = vqgen(*ask, "--out", out)
     assert result.returncode == 0 and result.stdout.strip() == f"saved {out}"
     [warning] = result.stderr.splitlines()

@@ -405,6 +405,7 @@ def one_pass(brain, text, generators, given, options):
     `options` is a `BrainSampling`.
     """
     rounds, guided = [], options.guidance_scale != 1
+    how = options.of_a_draw()
     if given is None:
         given = all_open(brain, text)
         patches = brain.null_prefix(brain).expand((1 + guided) * len(given), -1, -1)
@@ -417,8 +418,7 @@ def one_pass(brain, text, generators, given, options):
             scale = guidance_at(progress, options.guidance_scale, options.guidance_schedule)
             logits = apply_guidance(logits, scale[:, None, None])
         last = rounds and len(rounds) + 1 == brain.rounds
-        how = {"temperature": 0} if last else options.of_a_draw()
-        choice = sample(logits.float(), generators, **how)                                      # (B, n)
+        choice = logits.argmax(-1) if last else sample(logits.float(), generators, **how)       # (B, n)
         codes[:, places] = torch.where(known < 0, choice, known)
         rounds.append(codes.clone())
         return codes[:, places].repeat(1 + guided, 1)           # both copies are told the same

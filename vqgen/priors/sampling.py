@@ -234,6 +234,7 @@ def sample_masked(prior, text, generators, given, options):
     """
     if given is None: given = all_open(prior, text)
     guided, count = options.guidance_scale != 1, given.shape[1]
+    how = options.of_a_draw()
     with torch.inference_mode(): state = prior.prefill(trim(with_unconditional(text) if guided else text))
     codes = given                                                                                  # (B, N)
     canvas = given.masked_fill(given < 0, prior.shape.codebook_size)             # (B, N), [MASK] where open
@@ -244,7 +245,7 @@ def sample_masked(prior, text, generators, given, options):
         progress = (step / steps).clamp(max=1)                                                     # (B, 1)
         guidance = guidance_at(progress, options.guidance_scale, options.guidance_schedule).float()[..., None]
         logits = guided_logits(prior, canvas, state, guidance if guided else None)                 # (B, N, K)
-        choice = sample(logits, generators, **options.of_a_draw())                                 # (B, N)
+        choice = sample(logits, generators, **how)                                                 # (B, N)
         priority = places
         if options.order == "confidence" and step < options.steps:                # the last decides all
             priority = confidence(logits, choice)                                                  # (B, N)
