@@ -1,4 +1,4 @@
-"""A reader's hour in JupyterLab: `make lab` in a clone, notebooks opened, run and played with.
+"""A reader's hour in JupyterLab: `make lab` in a clone, notebooks opened, run, played with and stopped.
 
 Pictures of it, light and dark, are in the folder that VQGEN_SCREENSHOTS names.
 """
@@ -122,9 +122,10 @@ def page(browser):
 
 @pytest.fixture
 def visit(page, address):
-    "Opens the notebook of a name, alone, and waits for its kernel."
+    "Opens the notebook of a name, alone, and waits for its kernel: before it is there nothing runs."
     def visit(name):
         page.goto(address.replace("index.ipynb", f"{name}.ipynb") + "&reset")
+        page.get_by_text("| Idle").wait_for()
         page.locator(IDLE).wait_for()
         return page
     return visit
@@ -149,6 +150,14 @@ def press(page, command):
 def cell(page, code):
     "The cell in which `code` stands."
     return page.locator(".jp-CodeCell", has=page.locator(".jp-InputArea-editor", has_text=code))
+
+
+def run_cell(page, code):
+    "Run the cell in which `code` stands, as a reader would: a click into it, then Shift and Enter."
+    chosen = cell(page, code)
+    chosen.locator(".cm-content").click()
+    chosen.locator(".cm-editor.cm-focused").wait_for()
+    page.keyboard.press("Shift+Enter")
 
 
 def run_all(page, path):
@@ -252,3 +261,28 @@ def paint_two_rows(widget):
     before, after = (picture_of(url) for url in (before, shown(picture, old=before)))
     bottom = (0, before.height * 7 // 8, before.width, before.height)
     assert before.crop(bottom).tobytes() == after.crop(bottom).tobytes()
+
+
+def train_and_stop(page, code, before):
+    "Run the training cell in which `code` stands, stop it when it is beyond step `before`; where it stopped."
+    run_cell(page, code)
+    output = cell(page, code).locator(".jp-OutputArea")
+    page.wait_for_function("""([output, before, pink]) => {
+        const found = /(\\d+)\\/1500/.exec(output.textContent);
+        return !output.querySelector(pink) && found && Number(found[1]) > before; }""",
+        arg=[output.element_handle(), before, PINK])
+    press(page, "notebook:interrupt-kernel")
+    said = output.locator(PINK).text_content()
+    page.locator(IDLE).wait_for()
+    return int(re.fullmatch(r"VQGenError: stopped at step (\d+) of 1500; .* goes on .*\n?", said)[1])
+
+
+def test_a_training_is_stopped_and_goes_on(visit, screenshots):
+    page, training = visit("15_train_vqvae"), "run = runs_folder()"
+    for code in ("from vqgen.experiment import", "changes = {"):
+        run_cell(page, code)
+        cell(page, code).locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]")).wait_for()
+    first = train_and_stop(page, training, 0)
+    screenshots(page, "15_train_vqvae-stopped")
+    assert train_and_stop(page, training, first) > first
+    assert page.locator(PINK).count() == 1                     # the one sentence
