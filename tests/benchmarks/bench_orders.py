@@ -2,14 +2,14 @@
 
     python tests/benchmarks/bench_orders.py --run runs/emoji [--arms last,halton,entropy,...] [--steps 400]
         [--roles 80] [--width 96] [--layers 12] [--batch 32] [--seeds 1] [--captions 150]
-        [--guidance 1 1.5] [--precision auto] [--json FILE]
+        [--settings 1:1 1.5:1 1:0.4 1:1.7] [--precision auto] [--json FILE]
 
 RUN holds a VQ-VAE that is trained on the preset `emoji` (`vqgen train vqvae --config emoji`). So that minutes
 of training show something, only so many roles are taken, of those that have held-out pictures (0: everything
 is taken). An arm is a way to draw; `transformer` is the rival, `cftn` the masked one. A row: nats a held-out
 picture (in 1, 4 and 16 passes), the share of held-out captions for which the nearest true picture is right
-(all, role, tone, style), how free drawings are where the caption leaves something open, the milliseconds and
-the blocks of one picture.
+(all, role, tone, style) and how free drawings are where the caption leaves something open, at each setting,
+guidance scale and temperature; the milliseconds and the blocks of one picture.
 """
 import argparse
 import itertools
@@ -202,11 +202,12 @@ def measure_arm(arm, prior, world, options):
     if arm.kind == "cftn-v2":
         for steps in (1, 4, 16): row[f"nats_{steps}"] = likelihood(pipe.prior, world.few, steps=steps)["nats"]
     elif arm.kind == "transformer": row["nats_1"] = likelihood(pipe.prior, world.few)["nats"]
-    for guidance in options.guidance:
-        how = {"guidance_scale": guidance, **({"top_p": 0.9} if arm.kind == "transformer" else {})}
+    usual = {"top_p": 0.9} if arm.kind == "transformer" else {}
+    for setting in options.settings:
+        how = dict(zip(("guidance_scale", "temperature"), map(float, setting.split(":")))) | usual
         marks = world.trial(partial(drawn, pipe, arm, **how))
-        row |= {f"{name}@{guidance:g}": mark for name, mark in marks.items()}
-    row["ms"] = milliseconds_per_image(pipe, world.captions, 7, **how)
+        row |= {f"{name}@{setting}": mark for name, mark in marks.items()}
+    row["ms"] = milliseconds_per_image(pipe, world.captions, 7, **usual)
     passes = {"cftn-v2": arm.candidates, "cftn": 16, "transformer": prior.shape.grid_size**2}
     return {**row, "blocks": passes[arm.kind] * options.layers}
 
@@ -221,7 +222,7 @@ def main():
     for name, default in {**numbers, **rates}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5])
+    parser.add_argument("--settings", nargs="+", default=["1:1", "1.5:1", "1:0.4", "1:1.7"])
     options = parser.parse_args()
     options.device = best_device()
     world, rows = World(options), []
