@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COUNTING', 'pad_rows', 'CallosalLayer', 'decisions_per_layer', 'conditional_entropies', 'entropy_order',
-           'cached_order', 'refuse_no_order', 'BrainTowers', 'prefix', 'PrefixCache', 'embed_words', 'feed_back',
-           'decide_pass', 'suffix_mask', 'shared_prefix', 'teacher_forced', 'code_loss', 'caption_loss',
-           'weighted_loss', 'BrainSampling', 'one_pass', 'decided_per_pass', 'several_passes', 'nats_of_passes',
-           'image_context', 'caption_logits', 'write_captions', 'caption_nats', 'BiHemisphericBrain']
+           'refuse_no_order', 'BrainTowers', 'prefix', 'PrefixCache', 'embed_words', 'feed_back', 'decide_pass',
+           'suffix_mask', 'shared_prefix', 'teacher_forced', 'code_loss', 'caption_loss', 'weighted_loss',
+           'BrainSampling', 'one_pass', 'decided_per_pass', 'several_passes', 'nats_of_passes', 'image_context',
+           'caption_logits', 'write_captions', 'caption_nats', 'BiHemisphericBrain', 'cached_order']
 
 # %% ../../nbs/37_priors.brain.ipynb #2f883544
 import hashlib
@@ -143,23 +143,6 @@ def entropy_order(codes, samples=8000, pairs=24):
     seconds = time.perf_counter() - start
     if seconds > 5: tqdm.write(f"ordered {len(order)} places by {len(chosen):,} grids in {seconds:.0f} s")
     return torch.tensor(order)
-
-# %% ../../nbs/37_priors.brain.ipynb #37c00002
-COUNTING = 1   # raise it when an order comes out otherwise: what was kept is then counted anew
-
-def cached_order(codes):
-    """The `entropy_order` of `codes` (M, h, w), from a file beside the codes in the cache folder.
-
-    Counted, and kept there, where there is none, or one that is damaged. Raises `VQGenError` where it can't
-    be kept.
-    """
-    from vqgen.data.datasets import cache_dir  # here: whoever only draws does not need it
-    facts = repr((COUNTING, codes.shape, codes.dtype.str)).encode()
-    digest = hashlib.sha256(facts + np.ascontiguousarray(codes).data).hexdigest()[:16]
-    path, places = cache_dir() / "codes" / f"{digest}-order.npy", codes[0].size
-    def make(_): return entropy_order(codes).numpy()
-    order = cached_array(path, (places,), np.int64, make, size=places, title=f"ordering {places} places")
-    return torch.from_numpy(order.copy())
 
 # %% ../../nbs/37_priors.brain.ipynb #37a00002
 def refuse_no_order(module, state, prefix, *_):
@@ -557,3 +540,20 @@ class BiHemisphericBrain(GenerationMixin, BrainTowers):
     def caption_nats(self, codes, text):
         "What each caption of `text`, a `Text`, costs in nats, (B,), for who sees `codes`, int64 (B, h, w)."
         return caption_nats(self, codes.flatten(1), text)
+
+# %% ../../nbs/37_priors.brain.ipynb #37c00002
+COUNTING = 1   # raise it when an order comes out otherwise: what was kept is then counted anew
+
+def cached_order(codes):
+    """The `entropy_order` of `codes` (M, h, w), from a file beside the codes in the cache folder.
+
+    Counted, and kept there, where there is none, or one that is damaged. Raises `VQGenError` where it can't
+    be kept.
+    """
+    from vqgen.data.datasets import cache_dir  # here: whoever only draws does not need it
+    facts = repr((COUNTING, codes.shape, codes.dtype.str)).encode()
+    digest = hashlib.sha256(facts + np.ascontiguousarray(codes).data).hexdigest()[:16]
+    path, places = cache_dir() / "codes" / f"{digest}-order.npy", codes[0].size
+    def make(_): return entropy_order(codes).numpy()
+    order = cached_array(path, (places,), np.int64, make, size=places, title=f"ordering {places} places")
+    return torch.from_numpy(order.copy())
