@@ -264,7 +264,7 @@ def feed_back(towers, patches, layer, decide, drawn=None):
     """
     places = towers.places(layer)
     if not len(places): return patches
-    codes = decide(patches[:drawn, places], places)                                          # (drawn, n)
+    codes = decide(patches[:drawn].index_select(1, places), places)                          # (drawn, n)
     decided = towers.code_embedding.tokens(codes)                                            # (drawn, n, C)
     told = pad_rows(towers.feedback[layer] * decided, patches.shape[0])
     patches = patches.index_add(1, places, told)
@@ -395,16 +395,16 @@ def one_pass(brain, text, generators, given, options):
     else: patches = prefix(brain, given.masked_fill(given < 0, brain.mask_id).repeat(1 + guided, 1))
     codes = given.clone()
     def decide(patches, places):
-        logits, known = brain.code_logits(patches), given[:, places]                            # (B, n, K)
+        logits, known = brain.code_logits(patches), given.index_select(1, places)               # (B, n, K)
         if guided:
             progress = ((codes >= 0).sum(1) + (known < 0).sum(1)) / codes.shape[1]              # (B,)
             scale = guidance_at(progress, options.guidance_scale, options.guidance_schedule)
             logits = apply_guidance(logits, scale[:, None, None])
         last = rounds and len(rounds) + 1 == brain.rounds
         choice = logits.argmax(-1) if last else sample(logits.float(), generators, **how)       # (B, n)
-        codes[:, places] = torch.where(known < 0, choice, known)
-        rounds.append(codes.clone())
-        return codes[:, places].repeat(1 + guided, 1)           # both copies are told the same
+        decided = torch.where(known < 0, choice, known)                                         # (B, n)
+        rounds.append(codes.index_copy_(1, places, decided).clone())
+        return torch.cat([decided] * 2) if guided else decided   # both copies are told the same
     decide_pass(brain, patches, trim(with_unconditional(text) if guided else text), decide)
     return rounds
 
