@@ -95,6 +95,123 @@ def _captions(value, encoding, where):
     if re.search("[\ud800-\udfff]", value): raise VQGenError(f"{where} holds half a character: mend it")
     return [value.removeprefix("\ufeff")]
 
+# %% ../../nbs/64_data.sources.ipynb #a38efe10
+_PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+
+def _is_hidden(name): return name.startswith(".") or name == "__MACOSX"
+
+def _plain(path):
+    "The `path` with each letter as one character: macOS and others write é differently."
+    return unicodedata.normalize("NFC", str(path))
+
+def _walk(folder):
+    "All files below `folder`, as sorted paths relative to it; links are followed, hidden files left out."
+    def refuse(fault): raise VQGenError(f"check {fault.filename}: it can't be read ({fault.strerror})")
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
+        if real in seen: continue   # a link to a folder that was here before
+        seen.add(real)
+        paths = [Path(place, name) for name in files if not _is_hidden(name)]
+        found += [path.relative_to(folder) for path in paths if path.is_file() or path.is_symlink()]
+    return sorted(found)
+
+def _read_text(path, encoding):
+    "The text in file `path`; raises `VQGenError` if it can't be read or decoded."
+    try:
+        with open_file(path) as file: data = file.read()
+    except OSError as fault: raise VQGenError(f"check {path}: it can't be read ({fault.strerror})") from None
+    return _decode(data, encoding, path)
+
+# %% ../../nbs/64_data.sources.ipynb #236ffc29
+def _text_captions(folder, files, encoding):
+    "A dict from the pictures among `files`, relative to `folder`, to the captions in text files beside them."
+    texts = [path for path in files if path.suffix.lower() in (".txt", ".caption")]
+    known = {**{_plain(path).lower(): path for path in texts}, **{_plain(path): path for path in texts}}
+    captions = {}
+    for path in files:
+        if path.suffix.lower() not in _PICTURES: continue
+        ends = [path.stem + ".txt", path.stem + ".caption", path.name + ".txt", path.name + ".caption"]
+        names = [_plain(path.with_name(end)) for end in ends]
+        beside = [known.get(name, known.get(name.lower())) for name in names]
+        text = next((found for found in beside if found is not None), None)
+        captions[path.as_posix()] = [_read_text(folder / text, encoding).strip() if text else ""]
+    return captions if any(map(any, captions.values())) else {}
+
+# %% ../../nbs/64_data.sources.ipynb #362304b5
+def _csv_rows(text, where):
+    "Pairs of a row's number, as spreadsheets count, and its dict; raises `VQGenError` for uneven rows."
+    text = re.sub(r"\Asep=.\r?\n", "", text)   # Excel's own first line
+    first = text.split("\n", 1)[0]
+    fields = {mark: [field.strip(' "\r') for field in first.split(mark)] for mark in ",;\t"}
+    mark = max(fields, key=lambda mark: ("file_name" in fields[mark], len(fields[mark])))
+    limit = csv.field_size_limit(2**31 - 1)   # captions may be long; before: 131,072 characters
+    rows, number = [], 1
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True, skipinitialspace=True)
+        header = [name.strip() for name in next(reader, [])]
+        twice = next((name for name in header if name and header.count(name) > 1), None)
+        if twice: raise VQGenError(f"{where} has two columns {twice!r}: rename one")
+        for number, row in enumerate(reader, 2):
+            if not any(map(str.strip, row)): continue   # spreadsheets leave such rows behind
+            if len(row) != len(header):
+                name = "a tab" if mark == "\t" else repr(mark)
+                count = "1 field" if len(row) == 1 else f"{len(row)} fields"
+                raise VQGenError(f"{where} row {number} has {count}, {len(header)} expected: "
+                                 f"put captions that hold {name} in double quotes")
+            rows.append((number, dict(zip(header, row))))
+    except csv.Error as fault:
+        raise VQGenError(f"{where} can't be read after row {number}: {_reason(fault)}; "
+                         "check its quotes") from None
+    finally: csv.field_size_limit(limit)
+    return rows
+
+def _json_rows(text, where):
+    "Pairs of a line's number and its JSON object."
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip(): continue
+        try: row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise VQGenError(f"{where} line {number} is not valid JSON: write one object a line") from None
+        if not isinstance(row, dict):
+            raise VQGenError(f'{where} line {number} is not of the form {{"file_name": ..., ...}}: mend it')
+        rows.append((number, row))
+    return rows
+
+# %% ../../nbs/64_data.sources.ipynb #104c23ed
+def _picture_of(row, table, known, where):
+    "The picture that `row` of `table` names, a path relative to the folder; `known` finds the files there."
+    name = row["file_name"]
+    if not isinstance(name, str) or not name:
+        raise VQGenError(f"{where} has no file name: give it one, or delete it")
+    for spelling in (name, name.replace("\\", "/")):   # as Windows writes it
+        path = os.path.normpath(os.path.join(table.parent, spelling))
+        if os.path.isabs(path) or path.split(os.sep)[0] == "..":
+            raise VQGenError(f"{where} names {textwrap.shorten(name, 80)!r}, outside of the data's folder: "
+                             "move the picture in, and name it relative to the table")
+        found = known.get(_plain(path))
+        if found is not None: return found
+    return os.path.normpath(os.path.join(table.parent, name))
+
+def _table_captions(config, folder, tables, files):
+    "A dict from pictures, paths relative to `folder`, to their captions in the metadata `tables`."
+    known = {_plain(path): path.as_posix() for path in files}
+    captions = {}
+    for table in tables:
+        text, path = _read_text(folder / table, config.encoding), folder / table
+        is_json = table.suffix.lower() == ".jsonl"
+        for number, row in (_json_rows if is_json else _csv_rows)(text, path):
+            for column in ["file_name", config.caption_column]:
+                if column in row: continue
+                raise VQGenError(f"{path} has no column {column!r}, but {_listed(list(row))}")
+            where = f"{table} {'line' if is_json else 'row'} {number}"
+            found = captions.setdefault(_picture_of(row, table, known, where), [])
+            new = _captions(row[config.caption_column], config.encoding, where)
+            found += [caption for caption in new if caption not in found]
+    return captions
+
 # %% ../../nbs/64_data.sources.ipynb #8586fa51
 def _listed(names):
     "The `names` of columns, the first eight of them."
@@ -225,6 +342,18 @@ def _three_columns(config, table, files, folder):
     texts = table.remove_columns("image").map(describe, features=columns, **options)
     return datasets.concatenate_datasets([table.select_columns(["image"]), texts], axis=1)
 
+# %% ../../nbs/64_data.sources.ipynb #f963787d
+def _webdataset_columns(config, features):
+    "`config` with the columns of a webdataset: where it names none, the picture's, and `txt` or `caption`."
+    import datasets
+    changes = {}
+    pictures = [name for name, feature in features.items()
+                if isinstance(feature, datasets.Image) or f".{name.lower()}" in _PICTURES]
+    if config.image_column not in features and len(pictures) == 1: changes["image_column"] = pictures[0]
+    texts = sorted((name for name in features if name.lower() in ("txt", "caption")), reverse=True)
+    if config.caption_column not in features and texts: changes["caption_column"] = texts[0]
+    return config.model_copy(update=changes)
+
 # %% ../../nbs/64_data.sources.ipynb #6e447781
 _SPLIT_WORDS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
                 "val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test",
@@ -238,6 +367,37 @@ def _own_splits(names):
     held = kinds.get("validation", kinds.get("test"))
     if held and "train" in kinds: return {kinds["train"]: "train", held: "validation"}
     return dict.fromkeys(names)
+
+# %% ../../nbs/64_data.sources.ipynb #5e5d4cab
+_TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
+
+def _folder_splits(config, folder, files):
+    "A dict from our splits to data sets of the pictures among `files`, relative to `folder`."
+    tables = [path for path in files if path.name.lower() in _TABLES]
+    captions = _table_captions(config, folder, tables, files) if tables else {}
+    if not tables: captions = _text_captions(folder, files, config.encoding)
+    if not captions:
+        raise VQGenError(f"{folder} has no captioned pictures: it needs metadata.jsonl or metadata.csv with "
+                         f"columns file_name and {config.caption_column}, or a .txt file beside each picture")
+    splits = _own_splits({path.parts[0] for path in files if len(path.parts) > 1})
+    own = {split: name for name, split in splits.items() if split} or {None: None}
+    chosen = {split: {path: words for path, words in captions.items() if name in (None, path.split("/")[0])}
+              for split, name in own.items()}
+    for split, pictures in chosen.items():
+        if pictures: continue
+        raise VQGenError(f"{folder / own[split]} has no captioned pictures: add captions to it")
+    return {split: _picture_table(config, folder, pictures) for split, pictures in chosen.items()}
+
+def _picture_table(config, folder, captions):
+    "The data set of the pictures below `folder` that `captions`, a dict, names."
+    import datasets
+    for path in captions:
+        if not re.search("[\ud800-\udfff]", path): continue
+        raise VQGenError(f"{folder}: the file name {ascii(path)} is not UTF-8: rename the file")
+    images = [{"bytes": None, "path": str(folder / path)} for path in captions]
+    rows = {"image": images, "captions": list(captions.values()), "name": list(captions)}
+    table = datasets.Dataset.from_dict(rows, features=_features())
+    return table.to_iterable_dataset() if config.streaming else table
 
 # %% ../../nbs/64_data.sources.ipynb #8adf2b39
 def _file_split(name):
@@ -361,20 +521,6 @@ def _first_rows(loader, files):
     if not rows: raise VQGenError(f"{files[0]} is empty: give a file with pictures")
     return pairs
 
-# %% ../../nbs/64_data.sources.ipynb #f963787d
-_PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-
-def _webdataset_columns(config, features):
-    "`config` with the columns of a webdataset: where it names none, the picture's, and `txt` or `caption`."
-    import datasets
-    changes = {}
-    pictures = [name for name, feature in features.items()
-                if isinstance(feature, datasets.Image) or f".{name.lower()}" in _PICTURES]
-    if config.image_column not in features and len(pictures) == 1: changes["image_column"] = pictures[0]
-    texts = sorted((name for name in features if name.lower() in ("txt", "caption")), reverse=True)
-    if config.caption_column not in features and texts: changes["caption_column"] = texts[0]
-    return config.model_copy(update=changes)
-
 # %% ../../nbs/64_data.sources.ipynb #48678d67
 def _saved_tables(config, path):
     "The tables of a folder written by `save_to_disk`."
@@ -414,152 +560,6 @@ def _hub_sentence(config, fault):
         return f"{about}and the Hub shows none{revision}: check the name, and log in for private sets"
     return (f"data.source {config.source!r} can't be read from the Hub ({_reason(fault)}): clone it, "
             "and name the files or folder to read")
-
-# %% ../../nbs/64_data.sources.ipynb #a38efe10
-def _is_hidden(name): return name.startswith(".") or name == "__MACOSX"
-
-def _plain(path):
-    "The `path` with each letter as one character: macOS and others write é differently."
-    return unicodedata.normalize("NFC", str(path))
-
-def _walk(folder):
-    "All files below `folder`, as sorted paths relative to it; links are followed, hidden files left out."
-    def refuse(fault): raise VQGenError(f"check {fault.filename}: it can't be read ({fault.strerror})")
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
-        if real in seen: continue   # a link to a folder that was here before
-        seen.add(real)
-        paths = [Path(place, name) for name in files if not _is_hidden(name)]
-        found += [path.relative_to(folder) for path in paths if path.is_file() or path.is_symlink()]
-    return sorted(found)
-
-def _read_text(path, encoding):
-    "The text in file `path`; raises `VQGenError` if it can't be read or decoded."
-    try:
-        with open_file(path) as file: data = file.read()
-    except OSError as fault: raise VQGenError(f"check {path}: it can't be read ({fault.strerror})") from None
-    return _decode(data, encoding, path)
-
-# %% ../../nbs/64_data.sources.ipynb #236ffc29
-def _text_captions(folder, files, encoding):
-    "A dict from the pictures among `files`, relative to `folder`, to the captions in text files beside them."
-    texts = [path for path in files if path.suffix.lower() in (".txt", ".caption")]
-    known = {**{_plain(path).lower(): path for path in texts}, **{_plain(path): path for path in texts}}
-    captions = {}
-    for path in files:
-        if path.suffix.lower() not in _PICTURES: continue
-        ends = [path.stem + ".txt", path.stem + ".caption", path.name + ".txt", path.name + ".caption"]
-        names = [_plain(path.with_name(end)) for end in ends]
-        beside = [known.get(name, known.get(name.lower())) for name in names]
-        text = next((found for found in beside if found is not None), None)
-        captions[path.as_posix()] = [_read_text(folder / text, encoding).strip() if text else ""]
-    return captions if any(map(any, captions.values())) else {}
-
-# %% ../../nbs/64_data.sources.ipynb #362304b5
-def _csv_rows(text, where):
-    "Pairs of a row's number, as spreadsheets count, and its dict; raises `VQGenError` for uneven rows."
-    text = re.sub(r"\Asep=.\r?\n", "", text)   # Excel's own first line
-    first = text.split("\n", 1)[0]
-    fields = {mark: [field.strip(' "\r') for field in first.split(mark)] for mark in ",;\t"}
-    mark = max(fields, key=lambda mark: ("file_name" in fields[mark], len(fields[mark])))
-    limit = csv.field_size_limit(2**31 - 1)   # captions may be long; before: 131,072 characters
-    rows, number = [], 1
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True, skipinitialspace=True)
-        header = [name.strip() for name in next(reader, [])]
-        twice = next((name for name in header if name and header.count(name) > 1), None)
-        if twice: raise VQGenError(f"{where} has two columns {twice!r}: rename one")
-        for number, row in enumerate(reader, 2):
-            if not any(map(str.strip, row)): continue   # spreadsheets leave such rows behind
-            if len(row) != len(header):
-                name = "a tab" if mark == "\t" else repr(mark)
-                count = "1 field" if len(row) == 1 else f"{len(row)} fields"
-                raise VQGenError(f"{where} row {number} has {count}, {len(header)} expected: "
-                                 f"put captions that hold {name} in double quotes")
-            rows.append((number, dict(zip(header, row))))
-    except csv.Error as fault:
-        raise VQGenError(f"{where} can't be read after row {number}: {_reason(fault)}; "
-                         "check its quotes") from None
-    finally: csv.field_size_limit(limit)
-    return rows
-
-def _json_rows(text, where):
-    "Pairs of a line's number and its JSON object."
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip(): continue
-        try: row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise VQGenError(f"{where} line {number} is not valid JSON: write one object a line") from None
-        if not isinstance(row, dict):
-            raise VQGenError(f'{where} line {number} is not of the form {{"file_name": ..., ...}}: mend it')
-        rows.append((number, row))
-    return rows
-
-# %% ../../nbs/64_data.sources.ipynb #104c23ed
-def _picture_of(row, table, known, where):
-    "The picture that `row` of `table` names, a path relative to the folder; `known` finds the files there."
-    name = row["file_name"]
-    if not isinstance(name, str) or not name:
-        raise VQGenError(f"{where} has no file name: give it one, or delete it")
-    for spelling in (name, name.replace("\\", "/")):   # as Windows writes it
-        path = os.path.normpath(os.path.join(table.parent, spelling))
-        if os.path.isabs(path) or path.split(os.sep)[0] == "..":
-            raise VQGenError(f"{where} names {textwrap.shorten(name, 80)!r}, outside of the data's folder: "
-                             "move the picture in, and name it relative to the table")
-        found = known.get(_plain(path))
-        if found is not None: return found
-    return os.path.normpath(os.path.join(table.parent, name))
-
-def _table_captions(config, folder, tables, files):
-    "A dict from pictures, paths relative to `folder`, to their captions in the metadata `tables`."
-    known = {_plain(path): path.as_posix() for path in files}
-    captions = {}
-    for table in tables:
-        text, path = _read_text(folder / table, config.encoding), folder / table
-        is_json = table.suffix.lower() == ".jsonl"
-        for number, row in (_json_rows if is_json else _csv_rows)(text, path):
-            for column in ["file_name", config.caption_column]:
-                if column in row: continue
-                raise VQGenError(f"{path} has no column {column!r}, but {_listed(list(row))}")
-            where = f"{table} {'line' if is_json else 'row'} {number}"
-            found = captions.setdefault(_picture_of(row, table, known, where), [])
-            new = _captions(row[config.caption_column], config.encoding, where)
-            found += [caption for caption in new if caption not in found]
-    return captions
-
-# %% ../../nbs/64_data.sources.ipynb #5e5d4cab
-_TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
-
-def _folder_splits(config, folder, files):
-    "A dict from our splits to data sets of the pictures among `files`, relative to `folder`."
-    tables = [path for path in files if path.name.lower() in _TABLES]
-    captions = _table_captions(config, folder, tables, files) if tables else {}
-    if not tables: captions = _text_captions(folder, files, config.encoding)
-    if not captions:
-        raise VQGenError(f"{folder} has no captioned pictures: it needs metadata.jsonl or metadata.csv with "
-                         f"columns file_name and {config.caption_column}, or a .txt file beside each picture")
-    splits = _own_splits({path.parts[0] for path in files if len(path.parts) > 1})
-    own = {split: name for name, split in splits.items() if split} or {None: None}
-    chosen = {split: {path: words for path, words in captions.items() if name in (None, path.split("/")[0])}
-              for split, name in own.items()}
-    for split, pictures in chosen.items():
-        if pictures: continue
-        raise VQGenError(f"{folder / own[split]} has no captioned pictures: add captions to it")
-    return {split: _picture_table(config, folder, pictures) for split, pictures in chosen.items()}
-
-def _picture_table(config, folder, captions):
-    "The data set of the pictures below `folder` that `captions`, a dict, names."
-    import datasets
-    for path in captions:
-        if not re.search("[\ud800-\udfff]", path): continue
-        raise VQGenError(f"{folder}: the file name {ascii(path)} is not UTF-8: rename the file")
-    images = [{"bytes": None, "path": str(folder / path)} for path in captions]
-    rows = {"image": images, "captions": list(captions.values()), "name": list(captions)}
-    table = datasets.Dataset.from_dict(rows, features=_features())
-    return table.to_iterable_dataset() if config.streaming else table
 
 # %% ../../nbs/64_data.sources.ipynb #25ddbe4f
 _LOADERS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
