@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_orders.py --run runs/emoji [--arms last,halton,entropy,...] [--steps 400]
         [--roles 80] [--width 96] [--layers 12] [--batch 32] [--seeds 1] [--captions 150]
-        [--settings 1:1 1.5:1 1:0.4 1:1.7] [--precision auto] [--json FILE]
+        [--scales 1] [--settings 1:1 1.5:1 1:0.4 1:1.7] [--precision auto] [--json FILE]
 
 RUN holds a VQ-VAE that is trained on the preset `emoji` (`vqgen train vqvae --config emoji`). So that minutes
 of training show something, only so many roles are taken, of those that have held-out pictures (0: everything
@@ -23,7 +23,15 @@ from types import SimpleNamespace
 
 import torch
 
-from vqgen.config import BrainConfig, CFTNConfig, StageConfig, TextConfig, TransformerConfig, load_config
+from vqgen.config import (
+    BrainConfig,
+    CFTNConfig,
+    LSTMConfig,
+    StageConfig,
+    TextConfig,
+    TransformerConfig,
+    load_config,
+)
 from vqgen.data.avatars import hash_order
 from vqgen.evaluation.frontier import EmojiTrial
 from vqgen.evaluation.likelihood import likelihood
@@ -68,7 +76,8 @@ ARMS = {"last": Arm(order="last"), "halton": Arm(order="halton"), "entropy": Arm
         "deep": Arm(neighbours=True, deep=0.2), "captions": Arm(neighbours=True, captions=0.1),
         "low-bridges": Arm(neighbours=True, first_bridge=2),
         "candidates": Arm(neighbours=True, captions=0.1, candidates=4), "cftn": Arm("cftn"),
-        "cftn-neighbours": Arm("cftn", neighbours=True), "transformer": Arm("transformer")}
+        "cftn-neighbours": Arm("cftn", neighbours=True), "transformer": Arm("transformer"),
+        "lstm": Arm("lstm")}
 
 
 def arm_loss(arm):
@@ -119,7 +128,8 @@ def experimental_loss(brain, codes, text, arm):
 def arm_prior(arm, world, options, seed):
     "A fresh prior of an arm."
     sizes = {"width": options.width, "heads": 4}
-    config = {"transformer": TransformerConfig(**sizes, layers=options.layers),
+    config = {"lstm": LSTMConfig(**sizes, layers=2),
+              "transformer": TransformerConfig(**sizes, layers=options.layers),
               "cftn": CFTNConfig(**sizes, layers=options.layers - 2, neighbours=arm.neighbours),
               "cftn-v2": BrainConfig(**sizes, layers=options.layers, mlp_ratio=2, neighbours=arm.neighbours,
                                      first_bridge=arm.first_bridge)}
@@ -131,11 +141,12 @@ def arm_prior(arm, world, options, seed):
     return prior
 
 
-def train_arm(arm, prior, world, options, seed):
+def train_arm(arm, prior, world, options, seed, scale):
+    "Trains `prior`, with `scale` times the learning rates of its kind; returns the seconds it took."
     rate = options.rate if arm.kind == "cftn-v2" else options.rival_rate
-    config = StageConfig(steps=options.steps, batch_size=options.batch, learning_rate=rate, optimizer="muon",
-                         matrix_learning_rate=options.matrix_rate, precision=options.precision,
-                         eval_every=10**6, save_every=10**6)
+    rates = {"learning_rate": scale * rate, "matrix_learning_rate": scale * options.matrix_rate}
+    config = StageConfig(steps=options.steps, batch_size=options.batch, optimizer="muon", **rates,
+                         precision=options.precision, eval_every=10**6, save_every=10**6)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         train_prior(prior, world.train, None, config, Path(folder), arm_loss(arm), seed=seed, stage="arm")
@@ -201,15 +212,15 @@ def measure_arm(arm, prior, world, options):
     row = {}
     if arm.kind == "cftn-v2":
         for steps in (1, 4, 16): row[f"nats_{steps}"] = likelihood(pipe.prior, world.few, steps=steps)["nats"]
-    elif arm.kind == "transformer": row["nats_1"] = likelihood(pipe.prior, world.few)["nats"]
-    usual = {"top_p": 0.9} if arm.kind == "transformer" else {}
+    elif arm.kind != "cftn": row["nats_1"] = likelihood(pipe.prior, world.few)["nats"]
+    usual = {"top_p": 0.9} if arm.kind in ("transformer", "lstm") else {}
     for setting in options.settings:
         how = dict(zip(("guidance_scale", "temperature"), map(float, setting.split(":")))) | usual
         marks = world.trial(partial(drawn, pipe, arm, **how))
         row |= {f"{name}@{setting}": mark for name, mark in marks.items()}
     row["ms"] = milliseconds_per_image(pipe, world.captions, 7, **usual)
-    passes = {"cftn-v2": arm.candidates, "cftn": 16, "transformer": prior.shape.grid_size**2}
-    return {**row, "blocks": passes[arm.kind] * options.layers}
+    passes = {"cftn-v2": arm.candidates, "cftn": 16}.get(arm.kind, prior.shape.grid_size**2)
+    return {**row, "blocks": passes * prior.config.layers}
 
 
 def main():
@@ -222,19 +233,19 @@ def main():
     for name, default in {**numbers, **rates}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0])
     parser.add_argument("--settings", nargs="+", default=["1:1", "1.5:1", "1:0.4", "1:1.7"])
     options = parser.parse_args()
     options.device = best_device()
     world, rows = World(options), []
-    for name in options.arms.split(","):
-        for seed in range(options.seeds):
-            prior = arm_prior(ARMS[name], world, options, seed)
-            seconds = train_arm(ARMS[name], prior, world, options, seed)
-            row = {"arm": name, "seed": seed, "seconds": seconds}
-            row |= measure_arm(ARMS[name], prior, world, options)
-            rows.append(row)
-            print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
-            if options.json: options.json.write_text(json.dumps(rows, indent=1))
+    for name, scale, seed in itertools.product(options.arms.split(","), options.scales, range(options.seeds)):
+        prior = arm_prior(ARMS[name], world, options, seed)
+        seconds = train_arm(ARMS[name], prior, world, options, seed, scale)
+        row = {"arm": name, "scale": scale, "seed": seed, "seconds": seconds}
+        row |= measure_arm(ARMS[name], prior, world, options)
+        rows.append(row)
+        print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
+        if options.json: options.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__": main()
