@@ -28,6 +28,7 @@ class BandedLinear(nn.Module):
         y = torch.baddbmm(self.bias, rows, self.bands)                        # (out/32, N, 32)
         return y.transpose(0, 1).reshape(*x.shape[:-1], -1)                   # (..., out)
 
+# %% ../nbs/85_cpu.ipynb #85a00007
 def can_be_banded(layer):
     return isinstance(layer, nn.Linear) and layer.bias is not None and layer.out_features % 32 == 0
 
