@@ -952,6 +952,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vqgen.priors.text._check_pattern': ('priors.text.html#_check_pattern', 'vqgen/priors/text.py'),
                                    'vqgen.priors.text._frequent': ('priors.text.html#_frequent', 'vqgen/priors/text.py'),
                                    'vqgen.priors.text._restored': ('priors.text.html#_restored', 'vqgen/priors/text.py'),
+                                   'vqgen.priors.text._save': ('priors.text.html#_save', 'vqgen/priors/text.py'),
                                    'vqgen.priors.text._simple_parts': ('priors.text.html#_simple_parts', 'vqgen/priors/text.py'),
                                    'vqgen.priors.text._spell_in_bytes': ('priors.text.html#_spell_in_bytes', 'vqgen/priors/text.py'),
                                    'vqgen.priors.text.cached_features': ('priors.text.html#cached_features', 'vqgen/priors/text.py'),
