@@ -114,7 +114,7 @@ def experimental_loss(brain, codes, text, arm):
         extra.append(torch.nn.functional.cross_entropy(found, codes[:, early].flatten()))
 
     blocks = brain.image_tower.blocks
-    deciding = blocks[brain.first_bridge:brain.top] if arm.deep else []
+    deciding = blocks[brain.first_bridge + 1:brain.top] if arm.deep else []   # above the shared prefix
     hooks = [block.register_forward_hook(watch) for block in deciding]
     if arm.renewal: hooks.append(blocks[brain.top].register_forward_pre_hook(look_back))
     canvas = codes.masked_fill(hidden, brain.mask_id)
