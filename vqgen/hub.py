@@ -105,7 +105,7 @@ pictures[0].save("picture.png")
 
 ## Parts
 
-| folder | model | parameters | shape | steps of training |
+| folder | model | parameters | shape | steps of the last stage |
 |---|---|---|---|---|
 {rows}
 
