@@ -306,8 +306,8 @@ def describe_changes(before, now, step, seen):
         end, rate = now["steps"], now.get("learning_rate")
         warmup = min(now.get("warmup_steps", 0), end - step - 1)
         rise = f"rises again, in {warmup} step{'s' * (warmup != 1)}, to" if warmup else "is again"
-        told.append(f"steps {before['steps']} -> {end}: from step {step} the learning rate {rise} {rate}, and "
-                    f"then falls in a cosine to 0 at step {end}")
+        told.append(f"steps {before['steps']} -> {end}: from step {step} the learning rate {rise} {rate}, "
+                    f"and then falls in a cosine to 0 at step {end}")
     changed = differences(before, {key: now[key] for key in BATCH_SETTINGS if key in now})
     if changed and step < now["steps"]:
         told.append(f"{changed}: after {seen} examples the training goes on with the next, in the same order")
