@@ -101,32 +101,6 @@ def _figure(width, height):
     figure._repr_png_ = png
     return figure
 
-# %% ../nbs/83_viz.ipynb #83000011
-_FONT = "DejaVu Sans"     # comes with matplotlib
-
-@functools.cache
-def _characters(path):
-    "The characters that the font in file `path` has, a set; none where it cannot be read."
-    from matplotlib.font_manager import get_font
-    with suppress(Exception): return set(map(chr, get_font(path).get_charmap()))   # of many faults
-    return set()
-
-@functools.cache
-def _font_with(characters):
-    "The name of a font on this machine that has all `characters`, a frozenset, or None."
-    from matplotlib.font_manager import fontManager
-    fonts = {font.fname: font.name for font in fontManager.ttflist if "Last Resort" not in font.name}
-    return next((name for path, name in fonts.items() if characters <= _characters(path)), None)
-
-def _in_fonts(text):
-    "`(names of fonts, text)` to draw `text` with: what no font here has becomes an empty box."
-    from matplotlib.font_manager import findfont
-    missing = frozenset(text) - _characters(findfont(_FONT))
-    if not missing: return [_FONT], text
-    other = _font_with(missing)
-    if other: return [_FONT, other], text
-    return [_FONT], "".join("□" if character in missing else character for character in text)
-
 # %% ../nbs/83_viz.ipynb #2cc03531
 def _box(figure, left, top, width, height):
     "Axes at `left`, `top`, counted in pixels from the figure's top left corner."
@@ -342,3 +316,29 @@ def gallery(rows, reconstructions, curves, title, summary):
         draw(figure, top)
         top += height
     return figure
+
+# %% ../nbs/83_viz.ipynb #83000011
+_FONT = "DejaVu Sans"     # comes with matplotlib
+
+@functools.cache
+def _characters(path):
+    "The characters that the font in file `path` has, a set; none where it cannot be read."
+    from matplotlib.font_manager import get_font
+    with suppress(Exception): return set(map(chr, get_font(path).get_charmap()))   # of many faults
+    return set()
+
+@functools.cache
+def _font_with(characters):
+    "The name of a font on this machine that has all `characters`, a frozenset, or None."
+    from matplotlib.font_manager import fontManager
+    fonts = {font.fname: font.name for font in fontManager.ttflist if "Last Resort" not in font.name}
+    return next((name for path, name in fonts.items() if characters <= _characters(path)), None)
+
+def _in_fonts(text):
+    "`(names of fonts, text)` to draw `text` with: what no font here has becomes an empty box."
+    from matplotlib.font_manager import findfont
+    missing = frozenset(text) - _characters(findfont(_FONT))
+    if not missing: return [_FONT], text
+    other = _font_with(missing)
+    if other: return [_FONT, other], text
+    return [_FONT], "".join("□" if character in missing else character for character in text)
