@@ -126,8 +126,9 @@ def locked(path, busy=None):
 def making(path):
     "Keep others who would make `path` out inside the `with` block, by a lock beside it that goes then."
     lock = path.with_name(f"{path.name}.lock")
-    with locked(lock): yield
-    with contextlib.suppress(OSError): lock.unlink()
+    with locked(lock):
+        yield
+        with contextlib.suppress(OSError): lock.unlink()   # still held, or two could hold it
 
 @contextlib.contextmanager
 def lock_folder(folder):
@@ -138,6 +139,7 @@ def lock_folder(folder):
     busy = f"another training runs in {folder}: wait for its end, stop it, or choose another folder"
     with locked(Path(folder) / ".lock", busy): yield
 
+# %% ../nbs/81_files.ipynb #81a000e1
 def empty_folder(folder):
     "Delete everything in `folder` but its lock."
     with lock_folder(folder):
