@@ -43,6 +43,7 @@ from vqgen.priors.blocks import Block
 from vqgen.priors.brain import (
     code_loss,
     decide_pass,
+    decisions_per_layer,
     shared_prefix,
     suffix_mask,
     teacher_forced,
@@ -68,9 +69,11 @@ class Arm:
     candidates: int = 1          # of which the own captioner keeps one
     renewal: float = 0.0         # what is less probable than this to the last layer is decided again
     first_bridge: int | None = None
+    early: float = 0.5           # share of the codes that layers below the last decide
 
 
 ARMS = {"last": Arm(order="last"), "halton": Arm(order="halton"), "entropy": Arm(),
+        "few": Arm(early=0.125), "few-neighbours": Arm(early=0.125, neighbours=True),
         "neighbours": Arm(neighbours=True), "mistakes": Arm(neighbours=True, mistakes=0.1),
         "renewal": Arm(neighbours=True, mistakes=0.1, renewal=0.3),
         "deep": Arm(neighbours=True, deep=0.2), "captions": Arm(neighbours=True, captions=0.1),
@@ -138,6 +141,11 @@ def arm_prior(arm, world, options, seed):
     if arm.order == "last":
         prior.decided = [0] * options.layers + [len(prior.order)]
         prior.top, prior.rounds = options.layers - 1, 1
+    elif arm.early != 0.5:
+        places = len(prior.order)
+        early = decisions_per_layer(options.layers, prior.first_bridge, round(2 * arm.early * places))[:-1]
+        prior.decided = [*early, places]
+        prior.rounds = len(set(prior.decided)) - 1
     return prior
 
 
