@@ -167,6 +167,7 @@ class BrainConfig(PriorConfig):
     "The shape of CFTN v2, the `BiHemisphericBrain`; `layers` is that of each tower."
     bridge_ratio: float = Field(1 / 3, gt=0, le=1)  # share of the layers that bridges join
     first_bridge: int | None = Field(None, ge=0)     # the first of these layers, from 0; None: in the middle
+    early_share: float = Field(0.5, gt=0, lt=1)      # of the codes, decided before the last layer
     mlp_ratio: float = Field(4.0, gt=0, le=64)
     neighbours: bool = False                   # places hear what is decided around them; rotary positions
 

@@ -43,7 +43,6 @@ from vqgen.priors.blocks import Block
 from vqgen.priors.brain import (
     code_loss,
     decide_pass,
-    decisions_per_layer,
     shared_prefix,
     suffix_mask,
     teacher_forced,
@@ -135,17 +134,12 @@ def arm_prior(arm, world, options, seed):
               "transformer": TransformerConfig(**sizes, layers=options.layers),
               "cftn": CFTNConfig(**sizes, layers=options.layers - 2, neighbours=arm.neighbours),
               "cftn-v2": BrainConfig(**sizes, layers=options.layers, mlp_ratio=2, neighbours=arm.neighbours,
-                                     first_bridge=arm.first_bridge)}
+                                     first_bridge=arm.first_bridge, early_share=arm.early)}
     codes = world.codes if arm.order == "entropy" and arm.kind == "cftn-v2" else None
     prior = new_prior(arm.kind, config[arm.kind], world.vqvae, world.tokenizer, world.size, seed, codes=codes)
     if arm.order == "last":
         prior.decided = [0] * options.layers + [len(prior.order)]
         prior.top, prior.rounds = options.layers - 1, 1
-    elif arm.early != 0.5:
-        places = len(prior.order)
-        early = decisions_per_layer(options.layers, prior.first_bridge, round(2 * arm.early * places))[:-1]
-        prior.decided = [*early, places]
-        prior.rounds = len(set(prior.decided)) - 1
     return prior
 
 

@@ -90,16 +90,17 @@ class CallosalLayer(nn.Module):
         return words + self.text_gate.tanh() * self.text_attention.attend(self.text_norm(words), key, value)
 
 # %% ../../nbs/37_priors.brain.ipynb #26000012
-def decisions_per_layer(layers, first, count):
+def decisions_per_layer(layers, first, count, early_share=0.5):
     """How many of `count` codes are decided when each of `layers` begins, and after the last, as a list.
 
     Entry L is what is decided when layer L begins; layer L decides entry L + 1 minus entry L. Layers before
     `first` decide none; of the n layers from there to the last but one the i-th brings the sum to
-    max(i, round(count / 2 * (i / n)**2)); the last decides the rest.
+    max(i, round(`early_share` * count * (i / n)**2)); the last decides the rest.
     """
     deciding = layers - 1 - first
     shares = [(i / deciding) ** 2 for i in range(1, deciding + 1)]
-    numbers = [min(count, max(i, round(count / 2 * share))) for i, share in enumerate(shares, start=1)]
+    early = early_share * count
+    numbers = [min(count, max(i, round(early * share))) for i, share in enumerate(shares, start=1)]
     return [0] * (first + 1) + numbers + [count]
 
 # %% ../../nbs/37_priors.brain.ipynb #bc6d29a6
@@ -133,7 +134,7 @@ class BrainTowers(nn.Module):
         self.feedback = nn.Parameter(torch.ones(layers, width))     # how the layers above hear a decision
         around = (Neighbourhood(width) for _ in range(layers if config.neighbours else 0))
         self.around = nn.ModuleList(around)                         # ... and the places around it
-        self.decided = decisions_per_layer(layers, self.first_bridge, places)
+        self.decided = decisions_per_layer(layers, self.first_bridge, places, config.early_share)
         self.top = self.decided.index(places) - 1
         self.rounds = len(set(self.decided)) - 1
         ranks = halton_order(shape.grid_size)       # when each place has its turn; sorted: which place does
