@@ -160,11 +160,20 @@ def test_another_seed_is_another_picture(wavering, tokenizer):
 
 @pytest.mark.parametrize("layers, first", [(1, 0), (2, 0), (3, 1), (12, 3), (12, 11)])
 @pytest.mark.parametrize("count", [1, 16, 64, 1024])
-def test_every_code_is_decided_once_and_none_before_words_are_heard(layers, first, count):
-    numbers = decisions_per_layer(layers, first, count)
+@pytest.mark.parametrize("early_share", [0.5, 0.125])
+def test_every_code_is_decided_once_and_none_before_words_are_heard(layers, first, count, early_share):
+    numbers = decisions_per_layer(layers, first, count, early_share)
     assert len(numbers) == layers + 1 and numbers == sorted(numbers)
     assert set(numbers[:first + 1]) == {0} and numbers[-1] == count
-    if layers - 1 > first and count > layers: assert numbers[first + 1] >= 1 and numbers[-2] == count // 2
+    deciding = layers - 1 - first
+    if deciding and count > layers: assert numbers[first + 1] >= 1
+    if deciding and count > 16: assert numbers[-2] == max(deciding, round(early_share * count))
+
+
+def test_a_brain_decides_the_share_early_that_its_config_says(tokenizer, text):
+    brain = new(tokenizer, layers=4, bridge_ratio=0.5, early_share=0.25)
+    found = [(codes >= 0).sum(dim=(1, 2)).tolist() for codes in brain.stream(text, generators(0, 1, 2, 3))]
+    assert found[-2:] == [[SIDE**2 // 4] * 4, [SIDE**2] * 4]
 
 
 def test_one_pass_is_one_pass(wavering, text):
