@@ -126,19 +126,22 @@ def _write(figure, text, left, top, size=10, colour=_INK, **style):
         figure.text(left / width, 1 - bottom / height, shown, **style)
 
 # %% ../nbs/83_viz.ipynb #13f4677d
-def _note_rows(images, captions, columns, side):
+def _note_rows(images, captions, columns, side, lines):
     "For each row of a figure its images as PIL pictures `side` wide, and its captions as lists of lines."
     pictures = [_fit(image, side) for image in images]
-    notes = [textwrap.wrap(caption, 27, max_lines=6, placeholder=" …") for caption in captions]
+    notes = [textwrap.wrap(caption, 27, max_lines=lines, placeholder=" …") for caption in captions]
     starts = range(0, len(pictures), columns)
     return [(pictures[start:start + columns], notes[start:start + columns]) for start in starts]
 
-def show_captioned(images, captions, columns=5, title=None):
-    "The images `(B, 3, H, W)` in [-1, 1], each above its caption, `columns` in a row, as a figure."
+def show_captioned(images, captions, columns=5, title=None, lines=6):
+    """The images `(B, 3, H, W)` in [-1, 1], each above its caption, `columns` in a row, as a figure.
+
+    A caption that needs more than `lines` lines is cut, with an ellipsis at its end.
+    """
     side, gap = 168, 16                                    # in pixels, as is `line`
     line = 14
     columns = min(columns, len(images))
-    rows = _note_rows(images, captions, columns, side)
+    rows = _note_rows(images, captions, columns, side, lines)
     heights = [max(picture.height for picture in pictures) for pictures, _ in rows]
     depths = [line * max(len(note) for note in notes) + 22 for _, notes in rows]
     top = 44 if title else gap

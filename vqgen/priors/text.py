@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAD', 'UNK', 'BOS', 'EOS', 'WORDS_LIMIT', 'TOKENIZER_LIMIT', 'train_tokenizer', 'CaptionTokenizer', 'caption_words',
            'unseen_words', 'Text', 'pad', 'token_ids', 'null_caption', 'tokenize', 'drop_captions', 'null_captions',
-           'encode_rows', 'check_tokenizer_parts', 'load_tokenizer', 'load_pretrained', 'pretrained_tokenizer',
-           'new_tokenizer', 'text_shape', 'load_encoder', 'cached_features', 'check_tokenizer', 'check_features']
+           'encode_rows', 'load_pretrained', 'pretrained_tokenizer', 'new_tokenizer', 'text_shape', 'load_encoder',
+           'cached_features', 'check_tokenizer', 'check_features', 'check_tokenizer_parts', 'load_tokenizer']
 
 # %% ../../nbs/30_priors.text.ipynb #3ab20485
 import hashlib
@@ -232,118 +232,6 @@ def encode_rows(encoder, rows):
     vectors = encoder(input_ids=text.input_ids, attention_mask=mask).last_hidden_state             # (B, T, E)
     return [vector[:len(row)].half().float() for vector, row in zip(vectors.cpu(), rows)]
 
-# %% ../../nbs/30_priors.text.ipynb #30d1000e
-WORDS_LIMIT = 2 ** 19   # bytes of the words that are saved with a tokenizer
-
-def _save(tokenizer, folder):
-    "Write the two files of `CaptionTokenizer.save_pretrained`."
-    facts = {"backend": "tokenizers", "model_max_length": tokenizer.model_max_length, "padding_side": "right",
-             "tokenizer_class": "TokenizersBackend", **tokenizer.special_tokens_map}
-    if tokenizer.clean_up: facts["clean_up_tokenization_spaces"] = True
-    words = " ".join(sorted(tokenizer.words))
-    if 0 < len(words.encode()) <= WORDS_LIMIT: facts["words"] = words
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    tokenizer.backend_tokenizer.save(str(Path(folder) / "tokenizer.json"))
-    text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
-
-# %% ../../nbs/30_priors.text.ipynb #1f37ed75
-TOKENIZER_LIMIT = 2 ** 25   # bytes of a tokenizer.json: the largest in use have a vocabulary of 262,144
-_MOST = {"vocab": 2 ** 20, "merges": 2 ** 20, "added_tokens": 8192, "parts": 8}
-_PARTS = {
-    "model": "BPE WordPiece WordLevel Unigram",
-    "normalizer": "Sequence NFC NFD NFKC NFKD Lowercase Strip StripAccents BertNormalizer Precompiled "
-                  "Replace Prepend Nmt ByteLevel",
-    "pre_tokenizer": "Sequence BertPreTokenizer Whitespace WhitespaceSplit ByteLevel Metaspace Punctuation "
-                     "Digits Split",
-    "post_processor": "Sequence TemplateProcessing BertProcessing RobertaProcessing ByteLevel",
-    "decoder": "Sequence ByteLevel WordPiece Metaspace ByteFallback Fuse Strip Replace BPEDecoder CTC"}
-
-def check_tokenizer_parts(tree):
-    "Raise `ValueError` where `tree`, what a tokenizer.json says, has other parts than those in use."
-    for key, names in _PARTS.items():
-        part = tree.get(key)
-        if part is None and key != "model": continue
-        parts = _simple_parts(part) if key != "model" else [part]
-        if len(parts) > _MOST["parts"]: raise ValueError(f"{key} has {len(parts):,} parts")
-        for part in parts:
-            kind = part.get("type") if isinstance(part, dict) else ""
-            if kind is None and key == "model": kind = "BPE"      # as old files have it
-            if not isinstance(kind, str) or kind not in names.split():
-                raise ValueError(f"{key} of an unknown kind")
-            if kind in ("Replace", "Prepend", "Split"): _check_pattern(part)
-    model = tree["model"]
-    for name, most, items in (("vocab", _MOST["vocab"], model.get("vocab")),
-                              ("merges", _MOST["merges"], model.get("merges", [])),
-                              ("added_tokens", _MOST["added_tokens"], tree.get("added_tokens", []))):
-        if not isinstance(items, (dict, list)) or len(items) > most: raise ValueError(f"{name}: unfit size")
-    ids = [*model["vocab"].values()] if isinstance(model["vocab"], dict) else []
-    if len({*map(str, ids)}) < len(ids): raise ValueError("two tokens have one number")
-    ids += [token.get("id") if isinstance(token, dict) else None for token in tree.get("added_tokens", [])]
-    if not all(type(number) is int and 0 <= number < 2 * _MOST["vocab"] for number in ids):
-        raise ValueError("the number of a token is none")
-    if model.get("dropout"): raise ValueError("tokens depend on chance")
-
-# %% ../../nbs/30_priors.text.ipynb #30b00020
-def _simple_parts(part, depth=0):
-    "The parts of `part`, of sequences one by one, at most a few more than are allowed."
-    if not isinstance(part, dict) or part.get("type") != "Sequence" or depth > 2: return [part]
-    lists = ("normalizers", "pretokenizers", "processors", "decoders")
-    inner = next((part[key] for key in lists if key in part), None)
-    if not isinstance(inner, list) or len(inner) > _MOST["parts"]: raise ValueError("an unfit sequence")
-    return sum((_simple_parts(other, depth + 1) for other in inner), [])
-
-def _check_pattern(part):
-    "Raise `ValueError` where the `part` of a tokenizer makes text longer, or looks for a huge pattern."
-    pattern, content = part.get("pattern") or {}, part.get("content", part.get("prepend", ""))
-    text = next(iter(pattern.values()), "") if isinstance(pattern, dict) else None
-    if not isinstance(text, str) or not isinstance(content, str) or len(text) > 1000:
-        raise ValueError("a pattern of an unknown kind")
-    longest = len(text) if "String" in pattern else 1
-    if len(content) > (max(1, longest) if "pattern" in part else 8):
-        raise ValueError("a normalizer that makes text longer")
-
-# %% ../../nbs/30_priors.text.ipynb #30b00030
-def load_tokenizer(folder):
-    """The `CaptionTokenizer` saved in `folder`; raises `VQGenError` where there is none, or it is damaged.
-
-    Only parts that tokenizers in use are made of are taken, and no name of a class is looked at.
-    """
-    from tokenizers import Tokenizer
-    path, about = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
-    try: tree, facts = read_json(path, limit=TOKENIZER_LIMIT), read_json(about)
-    except FileNotFoundError as fault:
-        missing = "" if fault.filename is None else f" ({Path(fault.filename).name} is missing)"
-        raise VQGenError(f"no tokenizer in {folder}{missing}: train the prior first") from None
-    try:
-        check_tokenizer_parts(tree)
-        text = json.dumps({**tree, "truncation": None, "padding": None})
-        tokenizer = _restored(Tokenizer.from_str(text), facts)
-        null = tokenizer("")["input_ids"]
-        if len(null) < 2 or max(null) >= len(tokenizer): raise ValueError("captions are not enclosed")
-        tokenizer.decode(tokenizer("a green hat")["input_ids"], skip_special_tokens=True)
-    except (KeyboardInterrupt, SystemExit, GeneratorExit): raise
-    except BaseException as fault:   # the library panics, too, and a panic is no Exception
-        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0][:60]
-        raise VQGenError(f"the tokenizer in {folder} is damaged ({reason}): restore it, or train the prior "
-                         "again") from None
-    return tokenizer
-
-def _restored(backend, facts):
-    "The `CaptionTokenizer` of `backend` and `facts`, what tokenizer_config.json says."
-    special = {role: token.get("content") if isinstance(token, dict) else token
-               for role, token in facts.items() if role in _ROLES and token is not None}
-    length, words = facts.get("model_max_length"), facts.get("words", "")
-    if type(length) is not int or not 2 <= length <= 2 ** 20: raise ValueError("model_max_length is unfit")
-    if not all(isinstance(token, str) and 0 < len(token) < 100 for token in special.values()):
-        raise ValueError("a special token is no short text")
-    if backend.token_to_id(special.get("pad_token", "")) is None: raise ValueError("no token for padding")
-    if not isinstance(words, str): raise ValueError("the words are no text")
-    return CaptionTokenizer(backend, length, special, bool(facts.get("clean_up_tokenization_spaces")),
-                            frozenset(words.split()))
-
-_ROLES = tuple(f"{name}_token" for name in ("pad", "unk", "bos", "eos", "sep", "cls", "mask"))
-
 # %% ../../nbs/30_priors.text.ipynb #20a00002
 def load_pretrained(load, name, kind):
     """What `load(name)` of transformers gives for `name`, a folder or the id of a `kind` on the Hub.
@@ -367,6 +255,8 @@ def load_pretrained(load, name, kind):
                      f"({reason}): check the name, the network, and for private models the login")
 
 # %% ../../nbs/30_priors.text.ipynb #20a00004
+_ROLES = tuple(f"{name}_token" for name in ("pad", "unk", "bos", "eos", "sep", "cls", "mask"))
+
 def pretrained_tokenizer(name, max_length):
     """The pretrained tokenizer `name` as a `CaptionTokenizer`, for captions of at most `max_length` tokens.
 
@@ -495,3 +385,113 @@ def _spell_in_bytes(tokenizer):
     for byte in range(256): vocab.setdefault(f"<0x{byte:02X}>", len(vocab))
     tokenizer.model = models.BPE(vocab, merges, unk_token="[UNK]", byte_fallback=True)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+
+# %% ../../nbs/30_priors.text.ipynb #30d1000e
+WORDS_LIMIT = 2 ** 19   # bytes of the words that are saved with a tokenizer
+
+def _save(tokenizer, folder):
+    "Write the two files of `CaptionTokenizer.save_pretrained`."
+    facts = {"backend": "tokenizers", "model_max_length": tokenizer.model_max_length, "padding_side": "right",
+             "tokenizer_class": "TokenizersBackend", **tokenizer.special_tokens_map}
+    if tokenizer.clean_up: facts["clean_up_tokenization_spaces"] = True
+    words = " ".join(sorted(tokenizer.words))
+    if 0 < len(words.encode()) <= WORDS_LIMIT: facts["words"] = words
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tokenizer.backend_tokenizer.save(str(Path(folder) / "tokenizer.json"))
+    text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
+
+# %% ../../nbs/30_priors.text.ipynb #1f37ed75
+TOKENIZER_LIMIT = 2 ** 25   # bytes of a tokenizer.json: the largest in use have a vocabulary of 262,144
+_MOST = {"vocab": 2 ** 20, "merges": 2 ** 20, "added_tokens": 8192, "parts": 8}
+_PARTS = {
+    "model": "BPE WordPiece WordLevel Unigram",
+    "normalizer": "Sequence NFC NFD NFKC NFKD Lowercase Strip StripAccents BertNormalizer Precompiled "
+                  "Replace Prepend Nmt ByteLevel",
+    "pre_tokenizer": "Sequence BertPreTokenizer Whitespace WhitespaceSplit ByteLevel Metaspace Punctuation "
+                     "Digits Split",
+    "post_processor": "Sequence TemplateProcessing BertProcessing RobertaProcessing ByteLevel",
+    "decoder": "Sequence ByteLevel WordPiece Metaspace ByteFallback Fuse Strip Replace BPEDecoder CTC"}
+
+def check_tokenizer_parts(tree):
+    "Raise `ValueError` where `tree`, what a tokenizer.json says, has other parts than those in use."
+    for key, names in _PARTS.items():
+        part = tree.get(key)
+        if part is None and key != "model": continue
+        parts = _simple_parts(part) if key != "model" else [part]
+        if len(parts) > _MOST["parts"]: raise ValueError(f"{key} has {len(parts):,} parts")
+        for part in parts:
+            kind = part.get("type") if isinstance(part, dict) else ""
+            if kind is None and key == "model": kind = "BPE"      # as old files have it
+            if not isinstance(kind, str) or kind not in names.split():
+                raise ValueError(f"{key} of an unknown kind")
+            if kind in ("Replace", "Prepend", "Split"): _check_pattern(part)
+    model = tree["model"]
+    for name, most, items in (("vocab", _MOST["vocab"], model.get("vocab")),
+                              ("merges", _MOST["merges"], model.get("merges", [])),
+                              ("added_tokens", _MOST["added_tokens"], tree.get("added_tokens", []))):
+        if not isinstance(items, (dict, list)) or len(items) > most: raise ValueError(f"{name}: unfit size")
+    ids = [*model["vocab"].values()] if isinstance(model["vocab"], dict) else []
+    if len({*map(str, ids)}) < len(ids): raise ValueError("two tokens have one number")
+    ids += [token.get("id") if isinstance(token, dict) else None for token in tree.get("added_tokens", [])]
+    if not all(type(number) is int and 0 <= number < 2 * _MOST["vocab"] for number in ids):
+        raise ValueError("the number of a token is none")
+    if model.get("dropout"): raise ValueError("tokens depend on chance")
+
+# %% ../../nbs/30_priors.text.ipynb #30b00020
+def _simple_parts(part, depth=0):
+    "The parts of `part`, of sequences one by one, at most a few more than are allowed."
+    if not isinstance(part, dict) or part.get("type") != "Sequence" or depth > 2: return [part]
+    lists = ("normalizers", "pretokenizers", "processors", "decoders")
+    inner = next((part[key] for key in lists if key in part), None)
+    if not isinstance(inner, list) or len(inner) > _MOST["parts"]: raise ValueError("an unfit sequence")
+    return sum((_simple_parts(other, depth + 1) for other in inner), [])
+
+def _check_pattern(part):
+    "Raise `ValueError` where the `part` of a tokenizer makes text longer, or looks for a huge pattern."
+    pattern, content = part.get("pattern") or {}, part.get("content", part.get("prepend", ""))
+    text = next(iter(pattern.values()), "") if isinstance(pattern, dict) else None
+    if not isinstance(text, str) or not isinstance(content, str) or len(text) > 1000:
+        raise ValueError("a pattern of an unknown kind")
+    longest = len(text) if "String" in pattern else 1
+    if len(content) > (max(1, longest) if "pattern" in part else 8):
+        raise ValueError("a normalizer that makes text longer")
+
+# %% ../../nbs/30_priors.text.ipynb #30b00030
+def load_tokenizer(folder):
+    """The `CaptionTokenizer` saved in `folder`; raises `VQGenError` where there is none, or it is damaged.
+
+    Only parts that tokenizers in use are made of are taken, and no name of a class is looked at.
+    """
+    from tokenizers import Tokenizer
+    path, about = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
+    try: tree, facts = read_json(path, limit=TOKENIZER_LIMIT), read_json(about)
+    except FileNotFoundError as fault:
+        missing = "" if fault.filename is None else f" ({Path(fault.filename).name} is missing)"
+        raise VQGenError(f"no tokenizer in {folder}{missing}: train the prior first") from None
+    try:
+        check_tokenizer_parts(tree)
+        text = json.dumps({**tree, "truncation": None, "padding": None})
+        tokenizer = _restored(Tokenizer.from_str(text), facts)
+        null = tokenizer("")["input_ids"]
+        if len(null) < 2 or max(null) >= len(tokenizer): raise ValueError("captions are not enclosed")
+        tokenizer.decode(tokenizer("a green hat")["input_ids"], skip_special_tokens=True)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit): raise
+    except BaseException as fault:   # the library panics, too, and a panic is no Exception
+        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0][:60]
+        raise VQGenError(f"the tokenizer in {folder} is damaged ({reason}): restore it, or train the prior "
+                         "again") from None
+    return tokenizer
+
+def _restored(backend, facts):
+    "The `CaptionTokenizer` of `backend` and `facts`, what tokenizer_config.json says."
+    special = {role: token.get("content") if isinstance(token, dict) else token
+               for role, token in facts.items() if role in _ROLES and token is not None}
+    length, words = facts.get("model_max_length"), facts.get("words", "")
+    if type(length) is not int or not 2 <= length <= 2 ** 20: raise ValueError("model_max_length is unfit")
+    if not all(isinstance(token, str) and 0 < len(token) < 100 for token in special.values()):
+        raise ValueError("a special token is no short text")
+    if backend.token_to_id(special.get("pad_token", "")) is None: raise ValueError("no token for padding")
+    if not isinstance(words, str): raise ValueError("the words are no text")
+    return CaptionTokenizer(backend, length, special, bool(facts.get("clean_up_tokenization_spaces")),
+                            frozenset(words.split()))
