@@ -141,5 +141,5 @@ class EmojiTrial:
         return {**marks, "accuracy_2": self.second.mark(self.second.look(images)[0], faces)["accuracy"]}
 
     def of_captions(self, captions, faces):
-        "The share of `captions`, written for pictures of `faces`, that are right in role, tone and hand."
+        "The share of `captions`, written for pictures of `faces`, that are right in role, tone and style."
         return emoji_captions_right(captions, faces)["all"]
