@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'explain_faults', 'write_atomically', 'temporary_name', 'open_file', 'check_place', 'read_file', 'read_json',
-           'locked', 'making', 'lock_folder', 'empty_folder', 'fingerprint', 'differences']
+           'locked', 'lock_folder', 'making', 'empty_folder', 'fingerprint', 'differences']
 
 # %% ../nbs/81_files.ipynb #86e6679b
 import contextlib
@@ -123,14 +123,6 @@ def locked(path, busy=None):
     finally: lock.release()
 
 @contextlib.contextmanager
-def making(path):
-    "Keep others who would make `path` out inside the `with` block, by a lock beside it that goes then."
-    lock = path.with_name(f"{path.name}.lock")
-    with locked(lock):
-        yield
-        with contextlib.suppress(OSError): lock.unlink()   # still held, or two could hold it
-
-@contextlib.contextmanager
 def lock_folder(folder):
     "Keep other processes from training in `folder` inside the `with` block; raises `VQGenError` if one does."
     if os.environ.get("RANK", "0") != "0":   # of several processes the first holds it for all
@@ -138,6 +130,15 @@ def lock_folder(folder):
         return
     busy = f"another training runs in {folder}: wait for its end, stop it, or choose another folder"
     with locked(Path(folder) / ".lock", busy): yield
+
+# %% ../nbs/81_files.ipynb #81d00003
+@contextlib.contextmanager
+def making(path):
+    "Keep others who would make `path` out inside the `with` block, by a lock beside it that goes then."
+    lock = path.with_name(f"{path.name}.lock")
+    with locked(lock):
+        yield
+        with contextlib.suppress(OSError): lock.unlink()   # still held, or two could hold it
 
 # %% ../nbs/81_files.ipynb #81a000e1
 def empty_folder(folder):

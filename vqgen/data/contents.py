@@ -87,6 +87,7 @@ def _source_files(config, path):
     pictures = [str(name) for name in names if name.suffix.lower() in _PICTURES]
     return {str(name): os.path.join(path, name) for name in texts}, pictures
 
+# %% ../../nbs/66_data.contents.ipynb #66d00003
 def _named_pictures(tables, root):
     "The paths, relative to `root`, of all pictures that rows of `tables` (`read_source`) name, not hold."
     names = []
