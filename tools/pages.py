@@ -59,8 +59,8 @@ def code_text(cell, name, pictures):
     parts = [output_text(data, f"{name}-{number}", pictures) for number, data in enumerate(outputs)
              if data.keys() != {"text/plain"} or data["text/plain"].strip()]
     if cell.metadata.get("cellView") != "form": return "\n\n".join([code, *parts])
-    title = re.match(r"# @title (.*)", cell.source)[1]
-    shown = parts if "hide-input" in cell.metadata.tags else []
+    title = re.search(r"^(?:# @title )?([^#\n].*)", cell.source, re.MULTILINE)[1]   # or its first line
+    shown = parts if "hide-input" in cell.metadata.get("tags", []) else []
     folded = "\n\n".join([code, *(part for part in parts if part not in shown)])
     return "\n\n".join([f'??? quote "{title}"\n\n' + textwrap.indent(folded, "    "), *shown])
 
