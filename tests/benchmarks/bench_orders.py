@@ -72,7 +72,8 @@ class Arm:
 
 
 ARMS = {"last": Arm(order="last"), "halton": Arm(order="halton"), "entropy": Arm(),
-        "few": Arm(early=0.125), "few-neighbours": Arm(early=0.125, neighbours=True),
+        "few": Arm(early=0.125), "fewer": Arm(early=0.03125),
+        "few-neighbours": Arm(early=0.125, neighbours=True),
         "neighbours": Arm(neighbours=True), "mistakes": Arm(neighbours=True, mistakes=0.1),
         "renewal": Arm(neighbours=True, mistakes=0.1, renewal=0.3),
         "deep": Arm(neighbours=True, deep=0.2), "captions": Arm(neighbours=True, captions=0.1),
