@@ -166,8 +166,8 @@ def test_every_code_is_decided_once_and_none_before_words_are_heard(layers, firs
     assert len(numbers) == layers + 1 and numbers == sorted(numbers)
     assert set(numbers[:first + 1]) == {0} and numbers[-1] == count
     deciding = layers - 1 - first
-    if deciding and count > layers: assert numbers[first + 1] >= 1
-    if deciding and count > 16: assert numbers[-2] == max(deciding, round(early_share * count))
+    if deciding and count > layers:
+        assert numbers[first + 1] >= 1 and numbers[-2] == max(deciding, round(early_share * count))
 
 
 def test_a_brain_decides_the_share_early_that_its_config_says(tokenizer, text):

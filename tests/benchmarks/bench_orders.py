@@ -140,7 +140,6 @@ def arm_prior(arm, world, options, seed):
     prior = new_prior(arm.kind, config[arm.kind], world.vqvae, world.tokenizer, world.size, seed, codes=codes)
     if arm.order == "last":
         prior.decided = [0] * options.layers + [len(prior.order)]
-        prior.top, prior.rounds = options.layers - 1, 1
     return prior
 
 

@@ -105,12 +105,10 @@ def decisions_per_layer(layers, first, count, early_share=0.5):
 
 # %% ../../nbs/37_priors.brain.ipynb #bc6d29a6
 class BrainTowers(nn.Module):
-    """The parameters of CFTN v2: a text and an image tower, bridges between them, heads, feedback, and the
-    order.
+    """The parameters of CFTN v2: two towers, bridges between them, heads, feedback, an order of deciding.
 
-    Bridges join the `bridged_layers` of `config`. `order` (N,) lists the places as they are decided, and is
-    saved with the weights. `decided[layer]` of them are decided before a layer begins, the layer
-    `top` decides the last, and `rounds` layers decide some.
+    Bridges join the `bridged_layers` of `config`. Places are decided in `order` (N,), saved with the weights:
+    `decided[layer]` before a layer begins, the last by layer `top`; `rounds` layers decide some.
     """
     def __init__(self, config: BrainConfig, shape: PriorShape):
         super().__init__()
@@ -135,10 +133,13 @@ class BrainTowers(nn.Module):
         around = (Neighbourhood(width) for _ in range(layers if config.neighbours else 0))
         self.around = nn.ModuleList(around)                         # ... and the places around it
         self.decided = decisions_per_layer(layers, self.first_bridge, places, config.early_share)
-        self.top = self.decided.index(places) - 1
-        self.rounds = len(set(self.decided)) - 1
-        ranks = halton_order(shape.grid_size)       # when each place has its turn; sorted: which place does
-        self.register_buffer("order", ranks.argsort())
+        self.register_buffer("order", halton_order(shape.grid_size).argsort())   # ranks, sorted: places
+
+    @property
+    def top(self): return self.decided.index(self.decided[-1]) - 1
+
+    @property
+    def rounds(self): return len(set(self.decided)) - 1
 
     @property
     def code_embedding(self): return self.image_tower.embedding
