@@ -36,7 +36,8 @@ def main():
         pipe = Pipeline.from_pretrained(run, "cftn-v2", "cpu")
         for count in asked.candidates:
             found = trial(partial(pipe.images, candidates=count, guidance_scale=asked.guidance))
-            print(f"{run[-24:]:24} {count:7}", *(f"{found[name]:13.3f}" for name in trial.columns), flush=True)
+            figures = (f"{found[name]:13.3f}" for name in trial.columns)
+            print(f"{run[-24:]:24} {count:7}", *figures, flush=True)
 
 
 if __name__ == "__main__": main()
