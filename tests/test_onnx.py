@@ -31,8 +31,7 @@ from vqgen.export.onnx import (  # noqa: E402
     run_graph,
 )
 
-SHAPES = {"an early bridge": {"layers": 4, "first_bridge": 0}, "one layer": {"layers": 1},
-          "neighbours": {"neighbours": True, "width": 24}}
+SHAPES = {"an early bridge": {"layers": 4, "first_bridge": 0}, "one layer": {"layers": 1}}
 
 
 def pipeline(**changes):

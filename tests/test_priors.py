@@ -11,6 +11,7 @@ from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, TextCo
 from vqgen.cpu import BandedLinear, with_banded_linears
 from vqgen.errors import VQGenError
 from vqgen.files import fingerprint
+from vqgen.priors.blocks import Block
 from vqgen.priors.brain import BiHemisphericBrain, teacher_forced
 from vqgen.priors.build import start_from_codebook
 from vqgen.priors.cftn import CFTN, random_mask
@@ -62,6 +63,13 @@ def logits_of(prior, codes, text):
     if prior.loop.__name__ == "sample_autoregressive": return prior(codes, text)
     if isinstance(prior, BiHemisphericBrain): return teacher_forced(prior, codes, text, codes >= 0)[0]
     return prior(codes, prior.prefill(text))
+
+
+def test_a_block_that_computes_some_places_only():
+    torch.manual_seed(0)
+    block, x = Block(16, 2), torch.randn(2, 16, 16)
+    places = torch.tensor([3, 11, 4])
+    torch.testing.assert_close(block(x, places=places), block(x)[:, places])
 
 
 def test_kinds_are_told_apart(): assert ORDERED == ["lstm", "transformer"]

@@ -195,9 +195,6 @@ class PriorConfig(Section):
     def _heads_divide_width(self):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
-        if getattr(self, "neighbours", False) and self.width // self.heads % 4:
-            raise ValueError("neighbours needs heads of 4, 8, 12, ... channels, not "
-                             f"{self.width // self.heads}: change width or heads")
         return self
 
 # %% ../nbs/82_config.ipynb #c0a5e002
@@ -217,7 +214,6 @@ class CFTNConfig(PriorConfig):
     text_layers: int = Field(2, ge=0, le=256)  # attention blocks that read the caption first
     schedule: Literal["cosine", "arccos"] = "cosine"        # how much is hidden in training
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    neighbours: bool = False                   # places hear the codes around them; rotary positions
 
 # %% ../nbs/82_config.ipynb #a5d37acf
 class BrainConfig(PriorConfig):
@@ -226,7 +222,6 @@ class BrainConfig(PriorConfig):
     first_bridge: int | None = Field(None, ge=0)     # the first of these layers, from 0; None: in the middle
     early_share: float = Field(0.5, gt=0, lt=1)      # of the codes, decided before the last layer
     mlp_ratio: float = Field(4.0, gt=0, le=64)
-    neighbours: bool = False                   # places hear what is decided around them; rotary positions
 
     @property
     def bridged_layers(self):

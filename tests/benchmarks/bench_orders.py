@@ -39,93 +39,24 @@ from vqgen.evaluation.nearest import NearestJudge
 from vqgen.experiment import load_splits, milliseconds_per_image
 from vqgen.pipeline import Pipeline, find_run
 from vqgen.placement import best_device
-from vqgen.priors.blocks import Block
-from vqgen.priors.brain import (
-    code_loss,
-    decide_pass,
-    shared_prefix,
-    suffix_mask,
-    teacher_forced,
-    weighted_loss,
-)
 from vqgen.priors.build import new_prior, train_prior
 from vqgen.priors.codes import CodedCaptions, encode_dataset
-from vqgen.priors.sampling import confidence
-from vqgen.priors.text import drop_captions, new_tokenizer, tokenize
+from vqgen.priors.text import new_tokenizer
 from vqgen.training.checkpoints import load_model
 from vqgen.vqvae.model import VQVAE
 
 
 @dataclass(frozen=True)
 class Arm:
-    "A way to draw: what decides when, what places hear, what training adds, from how many it chooses."
+    "A way to draw: which prior, in which order its codes are decided, and how many of them early."
     kind: str = "cftn-v2"
     order: str = "entropy"       # or halton, or last: every code in the last layer
-    neighbours: bool = False     # of decisions and of known codes, and rotary positions
-    mistakes: float = 0.0        # share of decisions that are heard wrong in training
-    deep: float = 0.0            # weight of a loss on all places that are not yet decided, at each layer
-    captions: float = 0.0        # weight of captioning in training
-    candidates: int = 1          # of which the own captioner keeps one
-    renewal: float = 0.0         # what is less probable than this to the last layer is decided again
-    first_bridge: int | None = None
     early: float = 0.5           # share of the codes that layers below the last decide
 
 
 ARMS = {"last": Arm(order="last"), "halton": Arm(order="halton"), "entropy": Arm(),
         "few": Arm(early=0.125), "fewer": Arm(early=0.03125),
-        "few-neighbours": Arm(early=0.125, neighbours=True),
-        "neighbours": Arm(neighbours=True), "mistakes": Arm(neighbours=True, mistakes=0.1),
-        "renewal": Arm(neighbours=True, mistakes=0.1, renewal=0.3),
-        "deep": Arm(neighbours=True, deep=0.2), "captions": Arm(neighbours=True, captions=0.1),
-        "low-bridges": Arm(neighbours=True, first_bridge=2),
-        "candidates": Arm(neighbours=True, captions=0.1, candidates=4), "cftn": Arm("cftn"),
-        "cftn-neighbours": Arm("cftn", neighbours=True), "transformer": Arm("transformer"),
-        "lstm": Arm("lstm")}
-
-
-def arm_loss(arm):
-    "The loss of a batch as `train_prior` wants it."
-    if arm.kind != "cftn-v2": return lambda model, batch: model.loss(**batch)
-    stage = StageConfig(caption_weight=arm.captions, caption_share=0.25)
-
-    def loss(brain, batch):
-        codes, text = batch["codes"].flatten(1), batch["text"]
-        if not arm.mistakes and not arm.deep: return weighted_loss(brain, codes, text, stage)
-        prompt = drop_captions(text, brain.config.caption_dropout) if brain.training else text
-        return experimental_loss(brain, codes, prompt, arm)
-    return loss
-
-
-def experimental_loss(brain, codes, text, arm):
-    "The cross-entropy of `codes` (B, N) where some decisions are heard wrong, and other places count, too."
-    hidden, null_rows = suffix_mask(codes, brain.order, 0.5)
-    found, extra = [], []
-
-    def decide(patches, places):
-        found.append(brain.code_logits(patches).float())
-        wrong = torch.rand(codes[:, places].shape, device=codes.device) < arm.mistakes
-        return torch.where(wrong & hidden[:, places], codes.roll(1, 0)[:, places], codes[:, places])
-
-    def watch(block, inputs, patches):
-        later = brain.order[torch.randint(len(brain.order) // 2, len(brain.order), (32,))]
-        logits = brain.code_logits(patches[:, later]).float().flatten(0, 1)
-        extra.append(torch.nn.functional.cross_entropy(logits, codes[:, later].flatten()))
-
-    def look_back(block, inputs):
-        early = brain.order[torch.randperm(brain.decided[brain.top])[:64]]
-        found = brain.code_logits(Block.forward(block, *inputs, places=early)).float().flatten(0, 1)
-        extra.append(torch.nn.functional.cross_entropy(found, codes[:, early].flatten()))
-
-    blocks = brain.image_tower.blocks
-    deciding = blocks[brain.first_bridge + 1:brain.top] if arm.deep else []   # above the shared prefix
-    hooks = [block.register_forward_hook(watch) for block in deciding]
-    if arm.renewal: hooks.append(blocks[brain.top].register_forward_pre_hook(look_back))
-    canvas = codes.masked_fill(hidden, brain.mask_id)
-    decide_pass(brain, shared_prefix(brain, canvas, null_rows), text, decide)
-    for hook in hooks: hook.remove()
-    loss, accuracy = code_loss(torch.cat(found, 1), codes[:, brain.order], hidden[:, brain.order])
-    total = loss + (arm.deep or 0.5) * torch.stack(extra).mean() if extra else loss
-    return total, {"code_loss": loss.detach(), "accuracy": accuracy}
+        "cftn": Arm("cftn"), "transformer": Arm("transformer"), "lstm": Arm("lstm")}
 
 
 def arm_prior(arm, world, options, seed):
@@ -133,9 +64,8 @@ def arm_prior(arm, world, options, seed):
     sizes = {"width": options.width, "heads": 4}
     config = {"lstm": LSTMConfig(**sizes, layers=2),
               "transformer": TransformerConfig(**sizes, layers=options.layers),
-              "cftn": CFTNConfig(**sizes, layers=options.layers - 2, neighbours=arm.neighbours),
-              "cftn-v2": BrainConfig(**sizes, layers=options.layers, mlp_ratio=2, neighbours=arm.neighbours,
-                                     first_bridge=arm.first_bridge, early_share=arm.early)}
+              "cftn": CFTNConfig(**sizes, layers=options.layers - 2),
+              "cftn-v2": BrainConfig(**sizes, layers=options.layers, mlp_ratio=2, early_share=arm.early)}
     codes = world.codes if arm.order == "entropy" and arm.kind == "cftn-v2" else None
     prior = new_prior(arm.kind, config[arm.kind], world.vqvae, world.tokenizer, world.size, seed, codes=codes)
     if arm.order == "last":
@@ -151,7 +81,7 @@ def train_arm(arm, prior, world, options, seed, scale):
                          precision=options.precision, eval_every=10**6, save_every=10**6)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        train_prior(prior, world.train, None, config, Path(folder), arm_loss(arm), seed=seed, stage="arm")
+        train_prior(prior, world.train, None, config, Path(folder), seed=seed, stage="arm")
         return time.perf_counter() - start
 
 
@@ -187,28 +117,6 @@ class World:
             for some in torch.from_numpy(codes.astype("int64")).split(64): yield self.vqvae.decode(some)
 
 
-@torch.no_grad()
-def renewed(brain, codes, text, least):
-    "`codes` (B, h, w); where the last layer gives one less probability than `least`, the likeliest instead."
-    early, seen = brain.order[:brain.decided[brain.top]], []
-    block = brain.image_tower.blocks[brain.top]
-    hook = block.register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
-    every = torch.ones_like(codes.flatten(1), dtype=torch.bool)
-    teacher_forced(brain, codes.flatten(1), text, every, len(codes))
-    hook.remove()
-    logits, found = brain.code_logits(block(seen[0], places=early)).float(), codes.flatten(1).clone()
-    sure = confidence(logits, found[:, early]) >= least
-    found[:, early] = torch.where(sure, found[:, early], logits.argmax(-1))
-    return found.view_as(codes)
-
-
-def drawn(pipe, arm, captions, seed, **how):
-    "Images for `captions`, as `arm` draws them."
-    if not arm.renewal: return pipe.images(captions, seed, candidates=arm.candidates, **how)
-    text = tokenize(pipe.tokenizer, captions).to(pipe.device)
-    return pipe.decode(renewed(pipe.prior, pipe.codes(captions, seed, **how), text, arm.renewal))
-
-
 def measure_arm(arm, prior, world, options):
     pipe = Pipeline(world.vqvae, prior.eval(), world.tokenizer, device=options.device)
     row = {}
@@ -218,10 +126,10 @@ def measure_arm(arm, prior, world, options):
     usual = {"top_p": 0.9} if arm.kind in ("transformer", "lstm") else {}
     for setting in options.settings:
         how = dict(zip(("guidance_scale", "temperature"), map(float, setting.split(":")))) | usual
-        marks = world.trial(partial(drawn, pipe, arm, **how))
+        marks = world.trial(partial(pipe.images, **how))
         row |= {f"{name}@{setting}": mark for name, mark in marks.items()}
     row["ms"] = milliseconds_per_image(pipe, world.captions, 7, **usual)
-    passes = {"cftn-v2": arm.candidates, "cftn": 16}.get(arm.kind, prior.shape.grid_size**2)
+    passes = {"cftn-v2": 1, "cftn": 16}.get(arm.kind, prior.shape.grid_size**2)
     return {**row, "blocks": passes * prior.config.layers}
 
 

@@ -29,9 +29,7 @@ from ..errors import VQGenError
 from ..placement import on_model_device
 from vqgen.priors.blocks import (
     Attention,
-    AxialRotary,
     KVCache,
-    Neighbourhood,
     Tower,
     additive_mask,
     causal_mask,
@@ -120,8 +118,7 @@ class BrainTowers(nn.Module):
         text = {"shift": 2,                         # each word also hears the two before it
                 "feature_dim": shape.feature_dim}   # of a frozen text encoder; 0: there is none
         self.text_tower = Tower(shape.vocab_size, shape.max_length, *sizes, **text)
-        rotary = AxialRotary(shape.grid_size, width // config.heads) if config.neighbours else None
-        self.image_tower = Tower(shape.codebook_size + 1, places, *sizes, rotary=rotary)
+        self.image_tower = Tower(shape.codebook_size + 1, places, *sizes)
         bridged = config.bridged_layers
         self.first_bridge, self.last_bridge = bridged[0], bridged[-1]
         bridges = (CallosalLayer(width, config.heads) for _ in bridged)
@@ -130,8 +127,6 @@ class BrainTowers(nn.Module):
         self.caption_head = nn.Linear(width, shape.vocab_size)
         for head in (self.code_head, self.caption_head): nn.init.normal_(head.weight, std=0.02)   # all alike
         self.feedback = nn.Parameter(torch.ones(layers, width))     # how the layers above hear a decision
-        around = (Neighbourhood(width) for _ in range(layers if config.neighbours else 0))
-        self.around = nn.ModuleList(around)                         # ... and the places around it
         self.decided = decisions_per_layer(layers, self.first_bridge, places, config.early_share)
         self.register_buffer("order", halton_order(shape.grid_size).argsort())   # ranks, sorted: places
 
@@ -205,12 +200,8 @@ def feed_back(towers, patches, layer, decide, drawn=None):
     places = towers.places(layer)
     if not len(places): return patches
     codes = decide(patches[:drawn].index_select(1, places), places)                          # (drawn, n)
-    decided = towers.code_embedding.tokens(codes)                                            # (drawn, n, C)
-    told = pad_rows(towers.feedback[layer] * decided, patches.shape[0])
-    patches = patches.index_add(1, places, told)
-    if not towers.around: return patches
-    grid = torch.zeros_like(patches[:drawn]).index_copy(1, places, decided)                  # (drawn, N, C)
-    return patches + pad_rows(towers.around[layer](grid), patches.shape[0])
+    told = towers.feedback[layer] * towers.code_embedding.tokens(codes)                      # (drawn, n, C)
+    return patches.index_add(1, places, pad_rows(told, patches.shape[0]))
 
 # %% ../../nbs/37_priors.brain.ipynb #26000035
 def decide_pass(towers, patches, text, decide, captions=None):

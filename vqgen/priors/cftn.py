@@ -15,7 +15,6 @@ from torch import nn
 from ..config import CFTNConfig, PriorShape
 from ..placement import on_model_device
 from vqgen.priors.blocks import (
-    AxialRotary,
     CrossBlock,
     Embedding,
     Tower,
@@ -62,11 +61,10 @@ class CFTN(GenerationMixin, nn.Module):
         sizes, rest = (config.width, config.heads), (config.mlp_ratio, config.dropout)
         self.text_tower = Tower(shape.vocab_size, shape.max_length, *sizes, config.text_layers, *rest,
                                 shift=2, feature_dim=shape.feature_dim)
-        rotary = AxialRotary(shape.grid_size, config.width // config.heads) if config.neighbours else None
         grid = self.mask_id + 1, shape.grid_size**2, config.width
-        self.code_embedding = Embedding(*grid, is_grid=config.neighbours).apply(initialise)
+        self.code_embedding = Embedding(*grid).apply(initialise)
         self.norm = nn.LayerNorm(config.width)
-        blocks = (CrossBlock(*sizes, *rest, rotary) for _ in range(config.layers))
+        blocks = (CrossBlock(*sizes, *rest) for _ in range(config.layers))
         self.blocks = nn.ModuleList(blocks).apply(initialise)
         self.code_head = nn.Linear(config.width, shape.codebook_size)
         nn.init.normal_(self.code_head.weight, std=0.02)                        # all logits begin alike
