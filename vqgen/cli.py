@@ -199,6 +199,7 @@ TrackingOption = Annotated[str, option("Log to a tracker too: offline or online.
 TrackerOption = Annotated[str, option("Which: wandb, tensorboard or another.", "--tracking.tracker")]
 ProjectOption = Annotated[str, option("Its project there.", "--tracking.project")]
 
+# %% ../nbs/87_cli.ipynb #87c10008
 def open_tracking(mode, tracker, project):
     "The `TrackingConfig` of these options; raises `VQGenError` where one makes no sense."
     tracking = TrackingConfig(mode=mode, tracker=tracker, project=project)
@@ -438,6 +439,7 @@ HalfOption = Annotated[bool, option("Of onnx: round the weights to float16, as f
 RuntimeOption = Annotated[Optional[Path], option("Of web: a folder with onnxruntime-web; by default of npm.")]
 ReplaceOption = Annotated[bool, option("Replace files that are there.", "--overwrite")]
 
+# %% ../nbs/87_cli.ipynb #87e00002
 def print_export(pipeline, folder):
     "What lies in `folder`, and how its graphs draw beside `pipeline`: some lines."
     from vqgen.export.onnx import FILES, compare

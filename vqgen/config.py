@@ -113,6 +113,7 @@ def _parse_yaml(text, where, model=None):
     except Exception as fault: reason = " ".join(str(fault).split())[:150] or type(fault).__name__   # of many
     raise VQGenError(f"{where}: not valid YAML, mend it: {reason}")
 
+# %% ../nbs/82_config.ipynb #82d00014
 def _parts(node, known):
     "How many parts the YAML `node` has where each alias is written out; `known` holds those of nodes seen."
     if not isinstance(node, yaml.CollectionNode): return 1

@@ -158,8 +158,8 @@ def _csv_rows(text, where):
             if len(row) != len(header):
                 name = "a tab" if mark == "\t" else repr(mark)
                 count = "1 field" if len(row) == 1 else f"{len(row)} fields"
-                raise VQGenError(f"{where} row {number} has {count}, {len(header)} expected: "
-                                 f"put captions that hold {name} in double quotes")
+                raise VQGenError(f"{where} row {number} has {count}, {len(header)} expected: put {name} "
+                                 "between fields, and double quotes around captions that hold it")
             rows.append((number, dict(zip(header, row))))
     except csv.Error as fault:
         raise VQGenError(f"{where} can't be read after row {number}: {_reason(fault)}; "

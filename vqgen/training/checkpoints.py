@@ -6,8 +6,8 @@
 __all__ = ['CHECKPOINT_FILES', 'SCRAP', 'FREE_SETTINGS', 'BATCH_SETTINGS', 'WRONG_STATE', 'save_model', 'sections', 'save_state',
            'new_checkpoint', 'checkpoints', 'last_step', 'has_begun', 'load_state', 'read_description', 'check_header',
            'check_weights', 'OnlyShapes', 'load_model', 'newest_state', 'prune_checkpoints', 'clear_scraps',
-           'check_settings', 'describe_changes', 'check_parts', 'check_slots', 'restore_state', 'RunFolder',
-           'best_checkpoint', 'settle_model', 'start_from']
+           'check_settings', 'describe_changes', 'restore_state', 'RunFolder', 'best_checkpoint', 'settle_model',
+           'start_from', 'check_parts', 'check_slots']
 
 # %% ../../nbs/73_training.checkpoints.ipynb #f3cf470c
 import contextlib
@@ -141,35 +141,6 @@ def load_state(checkpoint):
     except ValueError as fault: damage = f"training.pt {fault}"[:100]
     except Exception as fault: damage = f"training.pt: {type(fault).__name__}"   # torch has many types for it
     raise VQGenError(f"checkpoint {checkpoint} is damaged ({damage}): restore it")
-
-# %% ../../nbs/73_training.checkpoints.ipynb #73b00030
-def _check_archive(path):
-    "Raise `ValueError` where the file `path` is not an archive whose parts are as large as they seem."
-    with zipfile.ZipFile(path) as archive:
-        for part in archive.infolist():
-            if part.compress_type != zipfile.ZIP_STORED: raise ValueError("holds a compressed part")
-        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
-            raise ValueError("holds parts that overlap")
-
-def _check_state(state, size, most=5_000_000):
-    "Raise `ValueError` where `state`, read from a file of `size` bytes, is no state of a training."
-    numbers = (int, float)
-    if not isinstance(state, dict) or {"step", "settings", "history"} - state.keys():
-        raise ValueError("lacks a part")
-    step, history = state["step"], state["history"]
-    fit = type(step) is int and step >= 0 and isinstance(state["settings"], dict)
-    if not fit or not isinstance(history, list): raise ValueError("holds a part of a wrong type")
-    for record in history:
-        if not isinstance(record, dict) or not isinstance(record.get("step"), numbers):
-            raise ValueError("holds a history of another kind")
-    left, seen = [state], 0
-    while left:   # a list may hold itself, or the same list twice, a hundred times over
-        value, seen = left.pop(), seen + 1
-        if seen > most: raise ValueError("holds far too many parts")
-        if isinstance(value, dict): left.extend(value.values())
-        elif isinstance(value, (list, tuple)): left.extend(value)
-        elif isinstance(value, torch.Tensor) and value.numel() * value.element_size() > size:
-            raise ValueError("holds a tensor larger than the file")
 
 # %% ../../nbs/73_training.checkpoints.ipynb #1162ff23
 def read_description(folder):
@@ -314,43 +285,6 @@ def describe_changes(before, now, step, seen):
     return told
 
 
-# %% ../../nbs/73_training.checkpoints.ipynb #73b00060
-WRONG_STATE = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
-
-def check_parts(saved, fresh):
-    """Raise `TypeError` where a part of the state `saved` is not of the kind it has in `fresh`, a new one.
-
-    Models are left to PyTorch, which compares them itself.
-    """
-    for name in ("optimizer", "schedule", "scaler"):
-        if name in fresh and (name in saved or name != "scaler"): _check_kind(saved[name], fresh[name], name)
-    if type(saved["seen"]) is not int or saved["seen"] < 0: raise TypeError("seen")
-    courses = saved["courses"]
-    if not isinstance(courses, (list, tuple)) or not courses: raise TypeError("courses")
-    for course in courses: _check_kind(course, (0, 0), "courses")
-
-def _check_kind(saved, fresh, name):
-    "Raise `TypeError` with the `name` of what is in `saved`, but not of the kind that it has in `fresh`."
-    sequence, number = (list, tuple), (int, float)
-    if name.endswith(".state") and isinstance(saved, dict): return   # of an optimizer: empty in a fresh one
-    if isinstance(fresh, dict) and isinstance(saved, dict) and saved.keys() == fresh.keys():
-        for key in fresh: _check_kind(saved[key], fresh[key], f"{name}.{key}")
-    elif isinstance(fresh, sequence) and isinstance(saved, sequence) and len(saved) == len(fresh):
-        for mine, other in zip(saved, fresh): _check_kind(mine, other, name)
-    elif isinstance(fresh, number) and isinstance(saved, number): return
-    elif isinstance(fresh, (dict, *sequence, *number)) or type(saved) is not type(fresh):
-        raise TypeError(name)
-
-def check_slots(optimizer):
-    "Raise `TypeError` where a loaded `optimizer` keeps what is not of the shape of its parameter."
-    inner = getattr(optimizer, "optimizer", optimizer)   # in a wrapper of accelerate
-    for part in getattr(inner, "parts", {"": inner}).values():
-        for parameter, slots in part.state.items():
-            for name, value in slots.items():
-                if not torch.is_tensor(value) or value.shape not in (parameter.shape, ()):
-                    raise TypeError(name)
-
-
 # %% ../../nbs/73_training.checkpoints.ipynb #73000010
 def restore_state(state, saved, settings, path, defaults=None):
     """Bring `state`, a `TrainState`, to what was `saved` at `path`, a dict; returns what is to be said.
@@ -484,3 +418,69 @@ def _other_shape(model, source, where, tensor):
     changed = ", ".join(filter(None, told)) or tensor
     return (f"the {type(source).__name__} of {where} has another shape ({changed}): take the sizes it has, "
             "or start without it")
+
+# %% ../../nbs/73_training.checkpoints.ipynb #73b00030
+def _check_archive(path):
+    "Raise `ValueError` where the file `path` is not an archive whose parts are as large as they seem."
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED: raise ValueError("holds a compressed part")
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+            raise ValueError("holds parts that overlap")
+
+def _check_state(state, size, most=5_000_000):
+    "Raise `ValueError` where `state`, read from a file of `size` bytes, is no state of a training."
+    numbers = (int, float)
+    if not isinstance(state, dict) or {"step", "settings", "history"} - state.keys():
+        raise ValueError("lacks a part")
+    step, history = state["step"], state["history"]
+    fit = type(step) is int and step >= 0 and isinstance(state["settings"], dict)
+    if not fit or not isinstance(history, list): raise ValueError("holds a part of a wrong type")
+    for record in history:
+        if not isinstance(record, dict) or not isinstance(record.get("step"), numbers):
+            raise ValueError("holds a history of another kind")
+    left, seen = [state], 0
+    while left:   # a list may hold itself, or the same list twice, a hundred times over
+        value, seen = left.pop(), seen + 1
+        if seen > most: raise ValueError("holds far too many parts")
+        if isinstance(value, dict): left.extend(value.values())
+        elif isinstance(value, (list, tuple)): left.extend(value)
+        elif isinstance(value, torch.Tensor) and value.numel() * value.element_size() > size:
+            raise ValueError("holds a tensor larger than the file")
+
+# %% ../../nbs/73_training.checkpoints.ipynb #73b00060
+WRONG_STATE = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
+
+def check_parts(saved, fresh):
+    """Raise `TypeError` where a part of the state `saved` is not of the kind it has in `fresh`, a new one.
+
+    Models are left to PyTorch, which compares them itself.
+    """
+    for name in ("optimizer", "schedule", "scaler"):
+        if name in fresh and (name in saved or name != "scaler"): _check_kind(saved[name], fresh[name], name)
+    if type(saved["seen"]) is not int or saved["seen"] < 0: raise TypeError("seen")
+    courses = saved["courses"]
+    if not isinstance(courses, (list, tuple)) or not courses: raise TypeError("courses")
+    for course in courses: _check_kind(course, (0, 0), "courses")
+
+def _check_kind(saved, fresh, name):
+    "Raise `TypeError` with the `name` of what is in `saved`, but not of the kind that it has in `fresh`."
+    sequence, number = (list, tuple), (int, float)
+    if name.endswith(".state") and isinstance(saved, dict): return   # of an optimizer: empty in a fresh one
+    if isinstance(fresh, dict) and isinstance(saved, dict) and saved.keys() == fresh.keys():
+        for key in fresh: _check_kind(saved[key], fresh[key], f"{name}.{key}")
+    elif isinstance(fresh, sequence) and isinstance(saved, sequence) and len(saved) == len(fresh):
+        for mine, other in zip(saved, fresh): _check_kind(mine, other, name)
+    elif isinstance(fresh, number) and isinstance(saved, number): return
+    elif isinstance(fresh, (dict, *sequence, *number)) or type(saved) is not type(fresh):
+        raise TypeError(name)
+
+def check_slots(optimizer):
+    "Raise `TypeError` where a loaded `optimizer` keeps what is not of the shape of its parameter."
+    inner = getattr(optimizer, "optimizer", optimizer)   # in a wrapper of accelerate
+    for part in getattr(inner, "parts", {"": inner}).values():
+        for parameter, slots in part.state.items():
+            for name, value in slots.items():
+                if not torch.is_tensor(value) or value.shape not in (parameter.shape, ()):
+                    raise TypeError(name)
+
