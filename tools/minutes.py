@@ -6,8 +6,8 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS, LINES = 200, 15     # read in a minute: of text, of code; assumed, not measured
-TWO_HOURS = ("00_start", "10_vqvae.encoder", "11_vqvae.quantizer", "36_priors.cftn", "37_priors.brain",
-             "41_one_shot")
+SHORT_PATH = ("00_start", "10_vqvae.encoder", "11_vqvae.quantizer", "36_priors.cftn", "37_priors.brain",
+              "41_one_shot")
 CELL = "00a000f0"          # the cell of 00_start that holds the table
 
 
@@ -34,7 +34,7 @@ def minutes(path, exported=True):
 def paths(root=ROOT):
     "For each notebook its name and its minutes on the two paths: a dict of `(short or None, long)`."
     found = sorted((root / "nbs").glob("[0-5]*.ipynb"))
-    short = {path.stem: minutes(path, exported=False) for path in found if path.stem in TWO_HOURS}
+    short = {path.stem: minutes(path, exported=False) for path in found if path.stem in SHORT_PATH}
     return {path.stem: (short.get(path.stem), minutes(path)) for path in found}
 
 
@@ -44,7 +44,7 @@ def table(rows):
              for name, (short, long) in rows.items()]
     short, long = (sum(row[place] or 0 for row in rows.values()) / 60 for place in (0, 1))
     cells.append(("**together**", f"**{short:.1f} hours**", f"**{long:.1f} hours**"))
-    head = ["| notebook | two hours: minutes | twelve hours: minutes |", "|---|---|---|"]
+    head = ["| notebook | short path: minutes | long path: minutes |", "|---|---|---|"]
     return "\n".join(head + [f"| {' | '.join(row)} |" for row in cells])
 
 
