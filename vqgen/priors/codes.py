@@ -108,10 +108,7 @@ def check_codes(codes, shape):
 
 # %% ../../nbs/31_priors.codes.ipynb #31000012
 class CodedStream:
-    """What is left of a stream that was read: `codes` (N, h, w), and for each picture a list of captions.
-
-    Like `CaptionedImages`, but without pictures.
-    """
+    "`CaptionedImages` without pictures: `codes` (N, h, w), and for each a list of captions."
     split, views = "train", 1
 
     def __init__(self, codes, caption_lists, fingerprint):
@@ -134,8 +131,7 @@ def _coded_rows(vqvae, stream, kind, batch_size, device):
 def encode_stream(vqvae, stream, batch_size=256, device="cpu"):
     """The training examples of `stream`, a `CaptionedStream`, as a `CodedStream`, by `vqvae`.
 
-    The stream is read at the first call, then its codes and captions from the cache folder; an interrupted
-    reading begins anew. Raises `VQGenError` where the stream has nothing, or the kept file is damaged.
+    Read once, then kept in the cache folder. Raises `VQGenError` where there is nothing, or a damaged file.
     """
     from vqgen.data.datasets import cache_dir
     from vqgen.data.mapped import open_table, write_rows
