@@ -90,9 +90,9 @@ def product_dtype(device):
 class Muon(torch.optim.Optimizer):
     """Momentum whose steps are made orthogonal, for matrices (https://kellerjordan.github.io/posts/muon/).
 
-    `params` are matrices or groups of them. `lr` is how far a step goes in each direction (in a tall matrix
-    further, by the root of rows / columns), `lr * weight_decay` the share of a matrix that a step takes away,
-    and `momentum` in [0, 1) the share of the past in the running mean of the gradients.
+    `params` are matrices or groups of them. `lr` is about how far a step goes in each direction (in a tall
+    matrix further, by the root of rows / columns), `lr * weight_decay` the share of a matrix that a step
+    takes away, and `momentum` in [0, 1) the share of the past in the running mean of the gradients.
     """
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
