@@ -41,6 +41,12 @@ def test_addresses_are_those_of_the_repository():
             assert (ROOT / address.removeprefix(f"{raw_address()}/")).is_file(), f"{name} fetches {address}"
 
 
+@pytest.mark.parametrize("name", FOUND)
+def test_no_link_leads_to_a_place_in_the_same_notebook(name):
+    "JupyterLab calls a heading otherwise than the site does: such a link is dead in one of them."
+    assert "](#" not in text(name)
+
+
 def test_badges_lead_through_all_notebooks_in_order():
     "From the first, `next` comes by each notebook to the last, and `before` comes back."
     def neighbour(name, way):
