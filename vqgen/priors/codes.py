@@ -131,7 +131,8 @@ def _coded_rows(vqvae, stream, kind, batch_size, device):
 def encode_stream(vqvae, stream, batch_size=256, device="cpu"):
     """The training examples of `stream`, a `CaptionedStream`, as a `CodedStream`, by `vqvae`.
 
-    Read once, then kept in the cache folder. Raises `VQGenError` where there is nothing, or a damaged file.
+    The stream is read at the first call, then its codes and captions from the cache folder; an interrupted
+    reading begins anew. Raises `VQGenError` where the stream has nothing, or the kept file is damaged.
     """
     from vqgen.data.datasets import cache_dir
     from vqgen.data.mapped import open_table, write_rows
