@@ -1,5 +1,7 @@
 "What 52_own_pictures tells of files, keys and options is so: its tables are read, and the package is asked."
+import ast
 import re
+import shlex
 from itertools import chain
 
 import nbformat
@@ -8,7 +10,7 @@ import typer
 from paths import ROOT
 
 from vqgen.cli import app
-from vqgen.config import config_model
+from vqgen.config import config_model, load_config
 from vqgen.data import sources
 
 CELLS = nbformat.read(ROOT / "nbs" / "52_own_pictures.ipynb", as_version=4).cells
@@ -54,3 +56,17 @@ def test_files_it_names_are_read():
 
 def test_a_nonsense_key_would_be_found():
     assert is_key("data.image_size") and not is_key("data.image_sizes") and not is_key("steps.more")
+
+
+def test_the_block_for_photographs_can_be_copied():
+    "Its commands exist, its changes are those of the cell below it, and no tracker hears of the pictures."
+    [block] = [part for part in TEXT.split("```") if part.startswith("\n%pip")]
+    config, *others = [shlex.split(line[1:]) for line in block.splitlines() if line.startswith("!")]
+    assert [words[1] for words in others] == ["data", "train", "train", "generate"]
+    assert config[:3] == ["vqgen", "config", "naruto"] and config[-2:] == [">", "photos.yaml"]
+    options = [name.removeprefix("--") for name in config[3:-2]]
+    changes = dict(zip(options[::2], options[1::2]))
+    [cell] = [cell.source for cell in CELLS if cell.source.startswith("changes = ")]
+    told = ast.literal_eval(ast.parse(cell).body[0].value)
+    assert changes == {name: str(value) for name, value in told.items()}
+    assert load_config("naruto", changes).tracking.mode == "off"
