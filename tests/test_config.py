@@ -75,6 +75,12 @@ def test_every_key_is_found_again_after_a_slip(slip):
         assert f"did you mean {key!r}?" in refusal(parse_config, nested(wrong, 1))
 
 
+def test_a_file_of_an_earlier_version_is_read_where_it_means_the_same():
+    tree = {"cftn": {"model": {"neighbours": False}}, "cftn_v2": {"model": {"neighbours": False}}}
+    assert parse_config(tree) == parse_config({})
+    assert "use that one" in refusal(parse_config, nested("cftn_v2.model.neighbours", True))
+
+
 def test_all_faults_are_named_at_once():
     tree = {"data": {"coutn": 3, "image_size": 2}, "vqvae": {"train": {"steps": 0}}, "sead": 1}
     said = refusal(parse_config, tree)
@@ -96,7 +102,8 @@ def test_key_like_nothing_known_gets_no_guess():
     ("vqvae.train.precision", "fp8", "'bf16'"), ("tracking.mode", "onlin", "'online'"),
     ("cftn_v2.model.dropout", 1, "1"), ("cftn_v2.stage1.gate_learning_rate", -1, "0"),
     ("cftn_v2.stage2.full_mask_share", 2, "1"), ("cftn_v2.stage1", [1], ""),
-    ("name", "a/b", ""), ("seed", -1, "0"), ("data", "avatars", ""), ("vqvae.train", None, ""),
+    ("name", "a/b", ""), ("name", "..", ""), ("seed", -1, "0"), ("seed", 2**32, str(2**32)),
+    ("vqvae.train.batch_size", 10**20, str(2**20)), ("data", "avatars", ""), ("vqvae.train", None, ""),
 ])
 def test_wrong_types_and_ranges(key, value, limit):
     said = refusal(parse_config, nested(key, value))
@@ -238,7 +245,8 @@ def test_missing_file_names_the_presets(name):
 
 @pytest.mark.parametrize("text", [
     "data: {count: 3", "data:\n\t count: 3", "a: b: c", "- data\n- vqvae", "just words",
-    "data: *nobody", "--- {}\n--- {}", "name: !!python/object/apply:os.getcwd []"])
+    "data: *nobody", "--- {}\n--- {}", "seed: 1\nname: a\nseed: 2",
+    "name: !!python/object/apply:os.getcwd []"])
 def test_broken_yaml(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text, "utf-8")

@@ -267,6 +267,8 @@ def test_white_of_any_size_opens_the_codes_it_touches():
     assert mask_grid(wide, (128, 64), 4).nonzero().tolist() == [[0, 0]]
     assert not mask_grid(Image.new("L", (8, 8), 127), (16, 16), 4).any()
     assert mask_grid(Image.new("RGB", (3, 5), "white"), (16, 16), 4).all()
+    for value, is_white in ((65535, True), (40000, True), (300, False)):      # of 16 bits
+        assert mask_grid(Image.fromarray(np.full((8, 8), value, np.uint16)), (16, 16), 4).all() == is_white
 
 
 @pytest.mark.parametrize("name", ["cftn", "cftn-v2"])

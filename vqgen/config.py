@@ -78,10 +78,16 @@ def parse_section(model, tree, where):
 _OTHERWISE = (":bool", ":int", ":float", ":timestamp")   # what we recognise in another way, or not at all
 
 class _Loader(yaml.SafeLoader):
-    "YAML in which only true and false are truth values, and numbers are decimal."
+    "YAML in which only true and false are truth values, numbers are decimal, and no key stands twice."
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(_OTHERWISE)]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None: raise ValueError(f"the key {twice!r} stands there twice in one section")
+        return super().construct_mapping(node, deep)
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
 _NUMBER = re.compile(r"^[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$")
@@ -192,6 +198,15 @@ class PriorConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     caption_dropout: float = Field(0.1, ge=0, lt=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neighbours(cls, tree):
+        "An option of earlier versions, which their files name."
+        if not isinstance(tree, dict) or "neighbours" not in tree: return tree
+        if tree["neighbours"] is not False:
+            raise ValueError("neighbours: true is of an earlier version of vqgen: use that one")
+        return {key: value for key, value in tree.items() if key != "neighbours"}
+
     @model_validator(mode="after")
     def _heads_divide_width(self):
         if self.width % self.heads:
@@ -254,7 +269,7 @@ class PriorShape(Section):
 class TrainConfig(Section):
     "How long and how fast a model is trained."
     steps: int = Field(1000, ge=1)
-    batch_size: int = Field(64, ge=1)          # examples a step, shared by all processes
+    batch_size: int = Field(64, ge=1, le=2**20)  # examples a step, shared by all processes
     gradient_accumulation_steps: int = Field(1, ge=1)   # parts of a step: less memory, same step
     learning_rate: float = Field(1e-3, gt=0)
     optimizer: Literal["adamw", "muon"] = "adamw"   # muon: inner matrices by Muon, the rest by AdamW
@@ -328,8 +343,8 @@ class ClassifierSection(Section):
 # %% ../nbs/82_config.ipynb #c0a5e003
 class BaseConfig(Section):
     "What every experiment says, whatever its priors."
-    name: str = Field("default", pattern=r"^[\w.-]+$")   # the run folder is runs/<name>
-    seed: int = Field(0, ge=0)
+    name: str = Field("default", pattern=r"^\.*[\w-][\w.-]*$")   # the run folder is runs/<name>
+    seed: int = Field(0, ge=0, lt=2**32)
     data: DataConfig = DataConfig()
     vqvae: VQVAESection = VQVAESection()
     text: TextConfig = TextConfig()

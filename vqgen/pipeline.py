@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ELSEWHERE', 'PRECISIONS', 'is_run', 'shipped_runs', 'find_run', 'prior_name', 'load_run', 'whole_number',
            'seeded_generators', 'picture_generators', 'check_captions', 'read_captions', 'image_side', 'picture_image',
-           'check_range', 'to_images', 'mask_grid', 'open_codes', 'check_options', 'begin_stream', 'stream_codes',
-           'candidate_generators', 'best_codes', 'draw_pictures', 'inpaint_codes', 'inpaint_picture', 'check_grid',
-           'encode_images', 'decode_codes', 'reconstruct_images', 'write_captions', 'compile_models',
+           'check_range', 'to_images', 'grey_mask', 'mask_grid', 'open_codes', 'check_options', 'begin_stream',
+           'stream_codes', 'candidate_generators', 'best_codes', 'draw_pictures', 'inpaint_codes', 'inpaint_picture',
+           'check_grid', 'encode_images', 'decode_codes', 'reconstruct_images', 'write_captions', 'compile_models',
            'describe_pipeline', 'to_available', 'check_precision', 'move_models', 'Pipeline', 'watch_bridges',
            'token_names']
 
@@ -211,6 +211,11 @@ def to_images(pipeline, images):
     return torch.stack([picture_image(picture, image_side(pipeline)) for picture in pictures])
 
 # %% ../nbs/50_pipeline.ipynb #50000017
+def grey_mask(mask):
+    "A PIL `mask` in grey of 8 bits; raises `ValueError` where its numbers have none of the usual ranges."
+    from vqgen.data.datasets import eight_bits
+    return eight_bits(mask).convert("L")
+
 def mask_grid(mask, size, grid_size):
     """Which codes of a picture of `size` (width, height) a PIL `mask` leaves open: bool (h, w), h = w =
     `grid_size`.
@@ -218,7 +223,7 @@ def mask_grid(mask, size, grid_size):
     White (128 and more) is painted anew; the mask is stretched to `size`, then cropped as `to_square` does.
     """
     side = min(size)
-    white = mask.convert("L").point(lambda value: 255 * (value >= 128)).resize(size, Image.Resampling.NEAREST)
+    white = grey_mask(mask).point(lambda value: 255 * (value >= 128)).resize(size, Image.Resampling.NEAREST)
     square = ImageOps.fit(white, (side, side), Image.Resampling.NEAREST)
     pixels = torch.from_numpy(np.array(square, dtype=np.float32))
     return F.adaptive_max_pool2d(pixels[None, None], grid_size)[0, 0] > 0
@@ -244,7 +249,7 @@ def open_codes(pipeline, mask, size):
                              f"code, not {type(mask).__name__}")
         chosen = torch.from_numpy(mask.copy()) if isinstance(mask, np.ndarray) else mask
     if chosen.any(): return chosen
-    if isinstance(mask, Image.Image) and mask.convert("L").getextrema()[1] >= 128:
+    if isinstance(mask, Image.Image) and grey_mask(mask).getextrema()[1] >= 128:
         raise VQGenError("the white of the mask is not in the square in the middle of the picture, which is "
                          "all that is used: change the mask, or crop both to a square first")
     raise VQGenError("the mask is black everywhere: make white what is to be painted anew")
