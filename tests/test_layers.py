@@ -7,7 +7,7 @@ from paths import ROOT
 
 from vqgen import _MODULES
 
-FLOORS = [{"errors", "files", "config", "placement", "cpu"}, {"data", "vqvae", "viz"}, {"training"},
+FLOORS = [{"errors", "files", "config", "placement"}, {"data", "vqvae", "viz"}, {"training"},
           {"priors", "evaluation"}, {"pipeline", "hub"}, {"experiment", "export", "pictures", "widgets"},
           {"cli", "__init__", "__main__"}]
 ROOMS = {}

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from tiny import generators, refusal
 
 from vqgen.config import BrainConfig, CFTNConfig, LSTMConfig, PriorShape, TextConfig, TransformerConfig
-from vqgen.cpu import BandedLinear, with_banded_linears
 from vqgen.errors import VQGenError
 from vqgen.files import fingerprint
 from vqgen.priors.blocks import Block
@@ -381,14 +380,3 @@ def test_saved_and_loaded_it_draws_the_same(kind, tokenizer, text, tmp_path):
     before = prior.generate(some(text, 0, 9), generators(0, 1), **options)
     assert loaded.generate(some(text, 0, 9), generators(0, 1), **options).equal(before)
     assert fingerprint(prior) == fingerprint(loaded), "generating leaves the weights as they are"
-
-
-@pytest.mark.parametrize("outputs", [12, 32, 96])
-def test_few_rows_are_the_same_product(outputs):
-    torch.manual_seed(0)
-    layer = torch.nn.Sequential(torch.nn.Linear(40, outputs), torch.nn.GELU())
-    fast = with_banded_linears(layer)
-    assert isinstance(fast[0], BandedLinear) == (outputs % 32 == 0) and isinstance(layer[0], torch.nn.Linear)
-    for shape in ((1, 1, 40), (3, 1, 40), (2, 5, 40)):
-        x = torch.randn(shape)
-        torch.testing.assert_close(fast(x), layer(x), rtol=1e-5, atol=1e-5)

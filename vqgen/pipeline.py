@@ -228,6 +228,7 @@ def mask_grid(mask, size, grid_size):
     pixels = torch.from_numpy(np.array(square, dtype=np.float32))
     return F.adaptive_max_pool2d(pixels[None, None], grid_size)[0, 0] > 0
 
+# %% ../nbs/50_pipeline.ipynb #5000a017
 def open_codes(pipeline, mask, size):
     """Which codes `mask` leaves open, bool (h, w): it is a PIL picture laid over one of `size`, or says so
     itself.

@@ -50,16 +50,17 @@ BORDERS = {"LSTM": ("lstm", {"top_p": 0.9}), "transformer": ("transformer", {"to
 
 
 def trials_of(asked, splits, vqvae):
-    "The trial of the table, and that of the frontier, which has fewer captions."
+    "The trial of the table, and that of the frontier, which has fewer captions (None: it is left out)."
     judge, held_out = load_judge(asked.run, *splits, vqvae), splits[1]
+    def small(kind, count): return kind(count, asked.pictures // 2) if asked.frontier else None
     if not knows_roles(splits[0]):
         kind = partial(FaceTrial, judge, held_out)
-        return kind(asked.captions or 60, asked.pictures), kind(asked.frontier, asked.pictures // 2)
+        return kind(asked.captions or 60, asked.pictures), small(kind, asked.frontier)
     space = feature_spaces("cpu")[0].get("features")
     second = space and nearest_judge(*splits, vqvae, space=space)
     kind = partial(EmojiTrial, judge, held_out)
     table = kind(asked.captions or len(held_out), asked.pictures, second=second)
-    return table, kind(2 * asked.frontier, asked.pictures // 2)
+    return table, small(kind, 2 * asked.frontier)
 
 
 def likelihoods(pipes, held_out):

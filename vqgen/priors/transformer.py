@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import PriorShape, TransformerConfig
-from ..cpu import with_banded_linears
 from ..placement import on_model_device
 from vqgen.priors.blocks import (
     Embedding,
@@ -76,11 +75,10 @@ class TransformerPrior(Autoregressive):
         "What `decode_step` needs to know: blocks with caches, which hold the words, and the mask."
         x, count = self.prefix(text), self.shape.grid_size ** 2                                # (B, T, C)
         mask = padding_mask_or_none(text, x.dtype)                                             # (B, 1, 1, T)
-        blocks, head = with_banded_linears(self.code_tower.blocks), with_banded_linears(self.code_head)
-        layers = [(block, KVCache(x.shape[1] + count)) for block in blocks]
+        layers = [(block, KVCache(x.shape[1] + count)) for block in self.code_tower.blocks]
         for block, cache in layers: x = block(x, mask, cache)
         if mask is not None: mask = F.pad(mask, (0, count))                                # (B, 1, 1, T + N)
-        return SimpleNamespace(place=0, layers=layers, head=head, mask=mask)
+        return SimpleNamespace(place=0, layers=layers, mask=mask)
 
     def decode_step(self, codes, state):                                                       # (B,)
         "The logits (B, K) of the code after `codes`, the last ones; `state` remembers them."
@@ -89,4 +87,4 @@ class TransformerPrior(Autoregressive):
         x, mask = x[:, None], state.mask                                                       # (B, 1, C)
         if mask is not None: mask = mask[..., :state.layers[0][1].filled + 1]
         for block, cache in state.layers: x = block(x, mask, cache)
-        return state.head(self.code_tower.norm(x))[:, 0]                                       # (B, K)
+        return self.code_head(self.code_tower.norm(x))[:, 0]                                       # (B, K)
