@@ -62,7 +62,7 @@ def test_the_block_for_photographs_can_be_copied():
     "Its commands exist, its changes are those of the cell below it, and no tracker hears of the pictures."
     [block] = [part for part in TEXT.split("```") if part.startswith("\n%pip")]
     config, *others = [shlex.split(line[1:]) for line in block.splitlines() if line.startswith("!")]
-    assert [words[1] for words in others] == ["data", "train", "train", "generate"]
+    assert [words[1] for words in others] == ["data", "train", "train", "generate", "evaluate"]
     assert config[:3] == ["vqgen", "config", "naruto"] and config[-2:] == [">", "photos.yaml"]
     options = [name.removeprefix("--") for name in config[3:-2]]
     changes = dict(zip(options[::2], options[1::2]))
