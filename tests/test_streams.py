@@ -12,6 +12,7 @@ from test_data import png, write_folder
 from tiny import CONFIG, SHORT, Stopping, changed, refusal, weights
 
 from vqgen.config import DataConfig, TrainConfig
+from vqgen.data import streams
 from vqgen.data.datasets import build_data, cache_dir
 from vqgen.data.streams import CaptionedStream, load_stream
 from vqgen.errors import VQGenError
@@ -86,6 +87,16 @@ class Interrupted:
         for i, row in enumerate(self.stream.examples(seed)):
             if i == self.at: stop.__getitems__([0])
             yield row
+
+
+@pytest.mark.parametrize("installed, is_said", [
+    ("4.0.0", True), ("5.0.1", True), ("5.1.0", False), ("10.0", False)])
+def test_it_is_said_where_going_on_is_not_exact(shards, monkeypatch, capsys, installed, is_said):
+    monkeypatch.setattr(streams, "version", lambda package: installed)
+    stream = load_stream(shards)[0]
+    next(stream.examples(0))
+    load_stream(shards)[0].load_state_dict(stream.state_dict())
+    assert ("before 5.1" in capsys.readouterr().out) == is_said
 
 
 def test_a_training_from_a_stream_goes_on_to_the_bit(shards, tmp_path):

@@ -326,6 +326,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vqgen.data.streams._in_memory': ('data.streams.html#_in_memory', 'vqgen/data/streams.py'),
                                     'vqgen.data.streams._next': ('data.streams.html#_next', 'vqgen/data/streams.py'),
                                     'vqgen.data.streams._stack': ('data.streams.html#_stack', 'vqgen/data/streams.py'),
+                                    'vqgen.data.streams.goes_on_exactly': ('data.streams.html#goes_on_exactly', 'vqgen/data/streams.py'),
                                     'vqgen.data.streams.is_held_out': ('data.streams.html#is_held_out', 'vqgen/data/streams.py'),
                                     'vqgen.data.streams.load_stream': ('data.streams.html#load_stream', 'vqgen/data/streams.py'),
                                     'vqgen.data.streams.read_once': ('data.streams.html#read_once', 'vqgen/data/streams.py')},
