@@ -79,6 +79,7 @@ def test_a_file_of_an_earlier_version_is_read_where_it_means_the_same():
     tree = {"cftn": {"model": {"neighbours": False}}, "cftn_v2": {"model": {"neighbours": False}}}
     assert parse_config(tree) == parse_config({})
     assert "use that one" in refusal(parse_config, nested("cftn_v2.model.neighbours", True))
+    assert "unknown key" in refusal(parse_config, nested("lstm.model.neighbours", False))
 
 
 def test_all_faults_are_named_at_once():

@@ -24,7 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from .errors import VQGenError
-from .files import read_file
+from .files import distinct, read_file
 
 # %% ../nbs/82_config.ipynb #6add68c1
 def _nearest_key(path, model):
@@ -84,9 +84,7 @@ class _Loader(yaml.SafeLoader):
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None: raise ValueError(f"the key {twice!r} stands there twice in one section")
+        distinct([(key.value, part) for key, part in node.value if isinstance(key, yaml.ScalarNode)])
         return super().construct_mapping(node, deep)
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
@@ -198,15 +196,6 @@ class PriorConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     caption_dropout: float = Field(0.1, ge=0, lt=1)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_neighbours(cls, tree):
-        "An option of earlier versions, which their files name."
-        if not isinstance(tree, dict) or "neighbours" not in tree: return tree
-        if tree["neighbours"] is not False:
-            raise ValueError("neighbours: true is of an earlier version of vqgen: use that one")
-        return {key: value for key, value in tree.items() if key != "neighbours"}
-
     @model_validator(mode="after")
     def _heads_divide_width(self):
         if self.width % self.heads:
@@ -224,7 +213,17 @@ class TransformerConfig(PriorConfig):
     "The shape of the `TransformerPrior`."
     mlp_ratio: float = Field(4.0, gt=0, le=64)
 
-class CFTNConfig(PriorConfig):
+class _HadNeighbours(PriorConfig):
+    "Shapes of CFTN and CFTN v2, whose files of earlier versions name an option that is gone."
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neighbours(cls, tree):
+        if not isinstance(tree, dict) or "neighbours" not in tree: return tree
+        if tree["neighbours"] is not False:
+            raise ValueError("neighbours: true is of an earlier version of vqgen: use that one")
+        return {key: value for key, value in tree.items() if key != "neighbours"}
+
+class CFTNConfig(_HadNeighbours):
     "The shape of `CFTN`, and how it is trained."
     mlp_ratio: float = Field(4.0, gt=0, le=64)
     text_layers: int = Field(2, ge=0, le=256)  # attention blocks that read the caption first
@@ -232,7 +231,7 @@ class CFTNConfig(PriorConfig):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
 
 # %% ../nbs/82_config.ipynb #a5d37acf
-class BrainConfig(PriorConfig):
+class BrainConfig(_HadNeighbours):
     "The shape of CFTN v2, the `BiHemisphericBrain`; `layers` is that of each tower."
     bridge_ratio: float = Field(1 / 3, gt=0, le=1)  # share of the layers that bridges join
     first_bridge: int | None = Field(None, ge=0)     # the first of these layers, from 0; None: in the middle

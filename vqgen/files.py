@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'explain_faults', 'write_atomically', 'temporary_name', 'open_file', 'check_place', 'read_file', 'read_json',
-           'locked', 'lock_folder', 'making', 'empty_folder', 'fingerprint', 'differences']
+           'distinct', 'locked', 'lock_folder', 'making', 'empty_folder', 'fingerprint', 'differences']
 
 # %% ../nbs/81_files.ipynb #86e6679b
 import contextlib
@@ -90,17 +90,19 @@ def read_json(path, kind=dict, limit=SMALL):
     """
     content, reason = read_file(path, limit), f"no JSON {'object' if kind is dict else kind.__name__}"
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_number)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=distinct, parse_constant=_no_number)
         if isinstance(value, kind): return value
     except UnicodeDecodeError: reason = "no text in UTF-8"
     except RecursionError: reason = "too deeply nested"
     except ValueError as fault: reason = str(fault)[:80]
     raise VQGenError(f"{path} is damaged ({reason}): restore it, or train the model again")
 
-def _distinct(pairs):
-    "The dict of `pairs`, whose keys differ."
-    found = dict(pairs)
-    if len(found) < len(pairs): raise ValueError("a key stands there twice")
+def distinct(pairs):
+    "The dict of `pairs`; raises `ValueError` where a key stands there twice."
+    found = {}
+    for key, value in pairs:
+        if key in found: raise ValueError(f"the key {key!r} stands there twice")
+        found[key] = value
     return found
 
 def _no_number(name): raise ValueError(f"{name} is no number")
