@@ -87,4 +87,4 @@ class TransformerPrior(Autoregressive):
         x, mask = x[:, None], state.mask                                                       # (B, 1, C)
         if mask is not None: mask = mask[..., :state.layers[0][1].filled + 1]
         for block, cache in state.layers: x = block(x, mask, cache)
-        return self.code_head(self.code_tower.norm(x))[:, 0]                                       # (B, K)
+        return self.code_head(self.code_tower.norm(x))[:, 0]                                   # (B, K)
